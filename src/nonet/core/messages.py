@@ -1,0 +1,104 @@
+"""What crosses the socket between the server and the engine process, named by receiver; msgpack, never pickle."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nonet.core.outputs import SequenceDelta
+from nonet.core.request import Request
+
+__all__ = [
+    "Abort",
+    "Add",
+    "EngineInfo",
+    "EngineMessage",
+    "EngineStats",
+    "Failed",
+    "Outputs",
+    "Ping",
+    "Ready",
+    "ServerMessage",
+    "Shutdown",
+]
+
+
+class Add(msgspec.Struct, frozen=True, tag="add"):
+    """To the engine: run this request."""
+
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """To the engine: drop these requests; unknown ids are ignored. `index` None means every choice."""
+
+    request_ids: list[str]
+    index: int | None = None
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """To the engine: answer with stats now."""
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """To the engine: end; what runs is aborted."""
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine became at start, for the start-up table and /v1/models."""
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    weight_format: str
+    num_blocks: int
+    block_size: int
+    kv_tokens: int
+    kernels: str
+    attention: str
+    reasons: dict[str, str] = {}  # automatic choice -> why
+    threads: int = 1
+    load_s: float = 0.0
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine; counters only grow. `steps` proves progress."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_tokens: int = 0
+    kv_usage: float = 0.0  # fraction of blocks in use by live sequences
+    blocks_free: int = 0
+    blocks_total: int = 0
+    steps: int = 0
+    step_tokens: int = 0
+    preemptions: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    integrity_error: str | None = None  # what check_integrity said when the engine last went idle
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """To the server: the engine takes requests."""
+
+    info: EngineInfo
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """To the server: deltas of one step, with stats now and then (and always after a Ping)."""
+
+    deltas: list[SequenceDelta]
+    stats: EngineStats | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """To the server: the engine could not start, or ends because of an error."""
+
+    error: str
+    is_user_error: bool = False
+
+
+EngineMessage = Add | Abort | Ping | Shutdown
+ServerMessage = Ready | Outputs | Failed

@@ -1,0 +1,25 @@
+"""What one client call asks of the engine: token ids in, sampling, and who it is for."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nonet.core.sampling_params import SamplingParams
+
+__all__ = ["Request"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One call, immutable. `params.n` sequences are generated for it.
+
+    `request_id` is made by the server, never by the client, so it is unique. `cache_salt` and `adapter_id` are part of
+    the prefix cache's hashes: requests that differ in either never share blocks.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    eos_ids: tuple[int, ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+    adapter_id: str = ""

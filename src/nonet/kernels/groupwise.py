@@ -1,0 +1,34 @@
+"""A matrix stored as small codes with a scale and a minimum per group: what every integer weight format becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["GroupwiseTensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupwiseTensor:
+    """A matrix held as small unsigned codes: `w[n, k] = scale[n, k // group] * codes[n, k] + minimum[n, k // group]`.
+
+    codes: uint8 [N, K], values below 2**bits. scale, minimum: float32 [N, K / group]. Every GGUF block format fits:
+    symmetric ones have `minimum = -zero * scale`.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    minimum: torch.Tensor
+    group: int
+    bits: int  # 4 or 8 (5- and 6-bit formats are 8 here)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.codes.shape[0], self.codes.shape[1])
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [N, K]."""
+        rows, columns = self.shape
+        grouped = self.codes.view(rows, columns // self.group, self.group).float()
+        return (grouped * self.scale.unsqueeze(-1) + self.minimum.unsqueeze(-1)).view(rows, columns)

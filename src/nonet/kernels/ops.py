@@ -1,0 +1,179 @@
+"""The front door of the kernels: one typed signature per operation of a forward pass.
+
+An implementation is chosen once, at engine start, and handed to the layers. `reference` is plain torch and is the
+executable specification; the others have the same methods and are tested against it.
+
+Shapes: T tokens in the step, S sequences, H query heads, K KV heads, D head dim, M model dim, N outputs of a linear,
+P block size, V vocabulary.
+
+The dtype of a value between two operations belongs to the implementation: a caller passes on what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from nonet.kernels.groupwise import GroupwiseTensor
+
+__all__ = [
+    "Activation",
+    "AttentionInputs",
+    "LayerCache",
+    "Ops",
+    "PackedLinear",
+    "QKVLayout",
+    "Recording",
+]
+
+Activation = Literal["silu", "gelu_tanh"]
+
+# What `pack` returns is known only to the implementation that made it.
+PackedLinear = Any
+
+
+@dataclass(frozen=True, slots=True)
+class QKVLayout:
+    """How one row of a fused projection splits: H query heads, then K key heads, then K value heads, D wide each."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """The KV memory of one layer, in the layout that the implementation asked for (`Ops.allocate_cache`)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What attention must know of one cache group in this step. All int32, on the device.
+
+    positions [T]: logical position of each token. query_start [S + 1]: first token of each sequence. kv_len [S]:
+    entries in the cache once this step's tokens are stored. block_table [S, max_blocks]: entries past a sequence's
+    blocks are 0, the null block. slots [T]: where each token's K and V go; -1 stores nothing. Entry j of a sequence is
+    visible to its query i (0-based among its Q queries) iff j <= kv_len - Q + i, and, with a window w, j > that - w.
+    The buffers may be larger than T and S when a recording is made (`Ops.record`).
+    """
+
+    positions: torch.Tensor
+    query_start: torch.Tensor
+    kv_len: torch.Tensor
+    block_table: torch.Tensor
+    slots: torch.Tensor
+    max_query_len: int
+    max_kv_len: int
+
+
+class Recording(Protocol):
+    """A whole forward pass that runs again without the host: a CUDA graph, or a list of native calls.
+
+    It reads and writes the buffers it was recorded on. The caller fills the inputs, replays, and reads the output.
+    """
+
+    output: torch.Tensor
+
+    def replay(self, num_tokens: int, num_seqs: int, num_rows: int) -> None:
+        """Run on the first `num_tokens` tokens, `num_seqs` sequences and `num_rows` sampled rows of the buffers."""
+        ...
+
+
+class Ops(Protocol):
+    """Every operation of a forward pass. Nothing here synchronises with the host."""
+
+    name: str
+
+    def pack(
+        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
+    ) -> PackedLinear:
+        """A linear's weight [N, K] (and bias [N]) in the form that `linear`, `embed` and nothing else understands."""
+        ...
+
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        """x [T, K] times the weight transposed, plus its bias: [T, N]."""
+        ...
+
+    def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None) -> torch.Tensor:
+        """x [R, K] to float32 logits [R, N]; `softcap` c gives c * tanh(logits / c)."""
+        ...
+
+    def embed(self, token_ids: torch.Tensor, table: PackedLinear, scale: float) -> torch.Tensor:
+        """Rows of the table [V, M] at token_ids [T] (int32), times scale: [T, M]."""
+        ...
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x / sqrt(mean(x**2) + eps) * weight over the last dimension, in float32 inside."""
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """Adds x to `residual` in place, then norms it: returns the normed [T, M]."""
+        ...
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """activation(first half) * second half: [T, 2 I] to [T, I]."""
+        ...
+
+    def rope_store(
+        self,
+        qkv: torch.Tensor,
+        layout: QKVLayout,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        """Norms (if asked), rotates q and k, writes k and v to the cache; returns rotated q [T, H * D].
+
+        qkv [T, (H + 2 K) * D]; cos_sin float32 [max_position, D]: D / 2 cosines, then D / 2 sines. Rotation pairs
+        element i with i + D / 2. May reuse qkv's memory.
+        """
+        ...
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        layout: QKVLayout,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Paged attention of any mix of chunks and decodes: q [T, H * D] to [T, H * D]; query head h reads KV head
+        h * K // H."""
+        ...
+
+    def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """x[rows]: [T, M], int32 [R] to [R, M]."""
+        ...
+
+    def allocate_cache(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> LayerCache:
+        """Zeroed KV memory of one layer."""
+        ...
+
+    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
+        """Bytes of one block of one layer, keys and values."""
+        ...
+
+    def record(self, forward: Callable[[], torch.Tensor]) -> Recording | None:
+        """Record one call of `forward`, which must use these operations only, on the largest buffers it will ever see.
+
+        Returns None where this implementation cannot record; nothing has run then. Recording computes nothing useful:
+        outputs and caches may hold anything afterwards.
+        """
+        ...
