@@ -54,7 +54,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the runner needs for one step. `gone` names sequences whose state it may drop, before anything else."""
+    """Everything the runner needs for one step; sequences in `gone` are dropped before anything else."""
 
     step_id: int
     rows: list[Row]

@@ -1,0 +1,54 @@
+"""The configuration after every "auto" has become a value, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["CacheGroup", "MemoryPlan", "Resolved"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers that store KV alike and share block tables: `layers` are model layer numbers."""
+
+    layers: tuple[int, ...]
+    window: int | None  # sliding window in tokens, None for full attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Where the bytes go; predicted before loading."""
+
+    weight_bytes: int
+    kv_bytes_per_block: int  # one block of one group: all its layers, keys and values
+    kv_bytes: int
+    workspace_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What the engine is built from."""
+
+    model_path: str  # a local directory or GGUF file; "" with dummy weights of a bare config
+    served_name: str
+    dtype: str  # "float32" | "bfloat16" | "float16"
+    weight_format: str  # "dense" | "native" | "int8" | "int4"
+    dummy_weights: bool
+    seed: int
+    max_model_len: int
+    device: str
+    kernels: str  # "reference" | "native" | "triton"
+    recording: bool
+    threads: int
+    block_size: int
+    num_blocks: int
+    groups: tuple[CacheGroup, ...]
+    prefix_cache: bool
+    policy: str
+    max_num_seqs: int
+    max_tokens_per_step: int
+    chunked_prefill: bool
+    max_waiting: int
+    memory: MemoryPlan
+    reasons: dict[str, str] = field(default_factory=dict)
