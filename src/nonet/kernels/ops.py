@@ -90,6 +90,8 @@ class Ops(Protocol):
     """Every operation of a forward pass. Nothing here synchronises with the host."""
 
     name: str
+    dtype: torch.dtype  # of the weights and of the KV cache
+    device: torch.device
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None

@@ -1,0 +1,1 @@
+"""Plain torch: the executable specification of every operation."""

@@ -1,0 +1,176 @@
+"""Every operation in plain torch: slow, obvious, and what the other implementations are tested against.
+
+Values between operations have the dtype of the weights; norms, rotation and softmax run in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.ops import Activation, AttentionInputs, LayerCache, QKVLayout, Recording
+
+__all__ = ["DenseLinear", "ReferenceOps"]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """A linear layer's weight [N, K] and bias [N] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class ReferenceOps:
+    """The specification, on any device torch knows.
+
+    >>> ops = ReferenceOps(torch.float32, torch.device("cpu"))
+    >>> ops.linear(torch.ones(1, 2), ops.pack(torch.eye(2))).tolist()
+    [[1.0, 1.0]]
+    """
+
+    name = "reference"
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+
+    def pack(
+        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
+    ) -> DenseLinear:
+        dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
+        moved = dense.to(self.device, self.dtype)
+        return DenseLinear(moved, None if bias is None else bias.to(self.device, self.dtype))
+
+    def linear(self, x: torch.Tensor, weight: DenseLinear) -> torch.Tensor:
+        return F.linear(x, weight.weight, weight.bias)
+
+    def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
+        logits = F.linear(x, weight.weight, weight.bias).float()
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def embed(self, token_ids: torch.Tensor, table: DenseLinear, scale: float) -> torch.Tensor:
+        rows = table.weight[token_ids.long()]
+        return rows if scale == 1.0 else rows * scale
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return (normed * weight.float()).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        residual.add_(x)
+        return self.rms_norm(residual, weight, eps)
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+        return act * up
+
+    def rope_store(
+        self,
+        qkv: torch.Tensor,
+        layout: QKVLayout,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
+        tokens = qkv.shape[0]
+        q, k, v = qkv.view(tokens, -1, dim).split([heads, kv_heads, kv_heads], dim=1)
+        if q_norm is not None:
+            q = self.rms_norm(q, q_norm, eps)
+        if k_norm is not None:
+            k = self.rms_norm(k, k_norm, eps)
+        cos, sin = cos_sin[inputs.positions.long()].unsqueeze(1).chunk(2, dim=-1)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        kept = inputs.slots >= 0
+        slots = inputs.slots[kept].long()
+        cache.keys.view(-1, kv_heads, dim)[slots] = k[kept].to(cache.keys.dtype)
+        cache.values.view(-1, kv_heads, dim)[slots] = v[kept].to(cache.values.dtype)
+        return q.reshape(tokens, heads * dim)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        layout: QKVLayout,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
+        out = torch.zeros_like(q)
+        starts = inputs.query_start.tolist()
+        for seq, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            if first == last:
+                continue
+            length = int(inputs.kv_len[seq])
+            k, v = _gather(cache, inputs.block_table[seq], length)
+            k = k.repeat_interleave(heads // kv_heads, dim=1).float()
+            v = v.repeat_interleave(heads // kv_heads, dim=1).float()
+            queries = q[first:last].view(-1, heads, dim).float()
+            scores = torch.einsum("qhd,khd->hqk", queries, k) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            scores.masked_fill_(~_visible(last - first, length, window, q.device), float("-inf"))
+            mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+            out[first:last] = mixed.reshape(last - first, heads * dim).to(q.dtype)
+        return out
+
+    def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return x[rows.long()]
+
+    def allocate_cache(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> LayerCache:
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return LayerCache(keys, torch.zeros_like(keys), block_size)
+
+    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+
+    def record(self, forward: Callable[[], torch.Tensor]) -> Recording | None:
+        return None
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [T, H, D], cos and sin [T, 1, D / 2]: element i turns with element i + D / 2."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _gather(
+    cache: LayerCache, table: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `length` keys and values [length, K, D] of a sequence.
+
+    Entries of freed window blocks point at the null block; they are masked, but must not bring NaN into 0 * v.
+    """
+    blocks = table[: -(-length // cache.block_size)].long()
+    k = cache.keys[blocks].flatten(0, 1)[:length]
+    v = cache.values[blocks].flatten(0, 1)[:length]
+    freed = (blocks == 0).repeat_interleave(cache.block_size)[:length, None, None]
+    return k.masked_fill(freed, 0), v.masked_fill(freed, 0)
+
+
+def _visible(
+    num_queries: int, length: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """Boolean [Q, length]: the last query sees everything, bottom-right aligned."""
+    key = torch.arange(length, device=device)
+    query = torch.arange(length - num_queries, length, device=device).unsqueeze(1)
+    visible = key <= query
+    return visible if window is None else visible & (key > query - window)

@@ -1,0 +1,25 @@
+"""What one forward pass sees, in one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nonet.kernels.ops import AttentionInputs, LayerCache
+
+__all__ = ["ForwardStep"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardStep:
+    """Tokens of all sequences of a step, one after the other.
+
+    token_ids int32 [T]; rows int32 [R]: tokens whose logits are wanted; inputs and caches: one entry per layer (layers of
+    one cache group share their inputs).
+    """
+
+    token_ids: torch.Tensor
+    rows: torch.Tensor
+    inputs: tuple[AttentionInputs, ...]
+    caches: tuple[LayerCache, ...]

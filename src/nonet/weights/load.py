@@ -1,0 +1,113 @@
+"""From stored tensors to what layers hold: checks shapes, stacks fused projections, converts, packs."""
+
+from __future__ import annotations
+
+import torch
+
+from nonet.core.errors import ModelFileError
+from nonet.core.model_spec import ModelSpec
+from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.ops import Ops, PackedLinear
+from nonet.quant.formats.base import Role, StoredMatrix, WeightFormat
+from nonet.weights.base import WeightSource
+
+__all__ = ["LoadedParameters"]
+
+
+class LoadedParameters:
+    """The parameters of one checkpoint for one kernel implementation (see `layers.parameters.Parameters`)."""
+
+    def __init__(
+        self, source: WeightSource, spec: ModelSpec, ops: Ops, weight_format: WeightFormat
+    ) -> None:
+        self._source = source
+        self._spec = spec
+        self._ops = ops
+        self._format = weight_format
+        self._known = frozenset(source.names())
+
+    def linear(self, *names: str, bias: bool = False) -> PackedLinear:
+        role: Role = "embedding" if names == ("lm_head",) else "linear"
+        weight = _stack([self._matrix(name, role) for name in names])
+        if not bias:
+            return self._ops.pack(weight)
+        biases = [self._tensor(f"{name}.bias") for name in names]
+        return self._ops.pack(weight, torch.cat([part.float() for part in biases]))
+
+    def norm(self, name: str) -> torch.Tensor:
+        weight = self._tensor(f"{name}.weight").float()
+        offset = 1.0 if self._spec.norm_offset else 0.0
+        return (weight + offset).to(self._ops.device)
+
+    def embedding(self, name: str) -> PackedLinear:
+        weight = self._matrix(name, "embedding")
+        if tuple(weight.shape) != (self._spec.vocab_size, self._spec.hidden_size):
+            raise ModelFileError(
+                f"{name}.weight has shape {tuple(weight.shape)}; the model's configuration says "
+                f"({self._spec.vocab_size}, {self._spec.hidden_size})"
+            )
+        return self._ops.pack(weight)
+
+    def _matrix(self, name: str, role: Role) -> torch.Tensor | GroupwiseTensor:
+        full = f"{name}.weight"
+        self._require(full)
+        shape = self._source.shape(full)
+        if len(shape) != 2:
+            raise ModelFileError(f"{full} has shape {shape}; a matrix is needed")
+        stored = StoredMatrix(
+            dense=lambda: self._source.load(full),
+            groupwise=lambda: self._source.load_groupwise(full),
+        )
+        return self._format.convert(stored, role)
+
+    def _tensor(self, full: str) -> torch.Tensor:
+        self._require(full)
+        return self._source.load(full)
+
+    def _require(self, full: str) -> None:
+        if full not in self._known:
+            raise ModelFileError(
+                f"the model file has no tensor {full!r}, which a {self._spec.family} model of "
+                f"{self._spec.num_layers} layers needs; it holds {len(self._known)} tensors"
+            )
+
+
+def _stack(parts: list[torch.Tensor | GroupwiseTensor]) -> torch.Tensor | GroupwiseTensor:
+    """Matrices of equal width on top of each other; codes of different formats are brought to the finest one."""
+    widths = {part.shape[1] for part in parts}
+    if len(widths) != 1:
+        raise ModelFileError(
+            f"projections that belong together have {sorted(widths)} inputs; one number is needed"
+        )
+    if len(parts) == 1:
+        return parts[0]
+    codes = [part for part in parts if isinstance(part, GroupwiseTensor)]
+    if len(codes) < len(parts):
+        dense = [p.dequantize() if isinstance(p, GroupwiseTensor) else p for p in parts]
+        wide = dense if len({p.dtype for p in dense}) == 1 else [p.float() for p in dense]
+        return torch.cat(wide)
+    group = min(part.group for part in codes)
+    refined = [_refine(part, group) for part in codes]
+    return GroupwiseTensor(
+        torch.cat([part.codes for part in refined]),
+        torch.cat([part.scale for part in refined]),
+        torch.cat([part.minimum for part in refined]),
+        group,
+        max(part.bits for part in refined),
+    )
+
+
+def _refine(part: GroupwiseTensor, group: int) -> GroupwiseTensor:
+    """The same numbers in smaller groups."""
+    if part.group == group:
+        return part
+    if part.group % group:
+        raise ModelFileError(f"groups of {part.group} and {group} inputs cannot be stacked")
+    times = part.group // group
+    return GroupwiseTensor(
+        part.codes,
+        part.scale.repeat_interleave(times, dim=1),
+        part.minimum.repeat_interleave(times, dim=1),
+        group,
+        part.bits,
+    )
