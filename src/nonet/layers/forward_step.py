@@ -15,8 +15,8 @@ __all__ = ["ForwardStep"]
 class ForwardStep:
     """Tokens of all sequences of a step, one after the other.
 
-    token_ids int32 [T]; rows int32 [R]: tokens whose logits are wanted; inputs and caches: one entry per layer (layers of
-    one cache group share their inputs).
+    token_ids int32 [T]; rows int32 [R]: tokens whose logits are wanted; inputs and caches: one entry per layer
+    (layers of one cache group share their inputs).
     """
 
     token_ids: torch.Tensor

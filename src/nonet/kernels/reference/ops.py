@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,7 @@ class ReferenceOps:
         heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
         out = torch.zeros_like(q)
         starts = inputs.query_start.tolist()
-        for seq, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for seq, (first, last) in enumerate(pairwise(starts)):
             if first == last:
                 continue
             length = int(inputs.kv_len[seq])

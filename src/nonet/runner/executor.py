@@ -1,0 +1,32 @@
+"""Where a step runs: here, in the engine's own process and thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nonet.core.step import StepPlan, StepResult
+from nonet.runner.runner import Runner
+
+__all__ = ["Flight", "LocalExecutor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was launched and not yet collected."""
+
+    result: StepResult
+
+
+class LocalExecutor:
+    """Runs each step when it is launched; collecting it costs nothing."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    def launch(self, plan: StepPlan) -> Flight:
+        """Start the step; may return before it is done."""
+        return Flight(self.runner.execute(plan))
+
+    def collect(self, flight: Flight) -> StepResult:
+        """Wait for a launched step; flights are collected in the order they were launched."""
+        return flight.result

@@ -1,0 +1,173 @@
+"""One forward pass: write the plan into buffers, run the model (recorded where possible), sample, report.
+
+A row that brings drafts is sampled at each of its positions. A draft stands while it equals the token sampled there:
+for drafts without a distribution of their own this is the exact rejection rule (arXiv 2211.17192 with a one-hot q),
+and with position-keyed random streams the tokens are those of an undrafted run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nonet.core.outputs import TokenLogprob
+from nonet.core.step import Row, RowResult, StepPlan, StepResult
+from nonet.kernels.ops import Recording
+from nonet.layers.forward_step import ForwardStep
+from nonet.models.decoder import Decoder
+from nonet.runner.batch import BatchShape, StepBuffers
+from nonet.runner.sequences import SequenceTable
+from nonet.sampling.logprobs import prompt_logprobs
+from nonet.sampling.sampler import Sampled, Sampler, SampleRow
+
+__all__ = ["Runner", "RunnerTimes"]
+
+# Rows of logits made at a time for prompt log probabilities: bounds their memory, V * 4 bytes each.
+PROMPT_LOGPROB_ROWS = 64
+
+
+@dataclass(slots=True)
+class RunnerTimes:
+    """Seconds spent since start, by part of a step."""
+
+    prepare_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+
+
+class Runner:
+    """Owns the model's buffers and the state of live sequences. Plans come in order; nothing here decides anything."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        buffers: StepBuffers,
+        sequences: SequenceTable,
+        sampler: Sampler,
+        recording: Recording | None,
+    ) -> None:
+        self._model = model
+        self._buffers = buffers
+        self._sequences = sequences
+        self._sampler = sampler
+        self._recording = recording
+        self.times = RunnerTimes()
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run the plan; a row's failure is in its result, never an exception."""
+        began = time.perf_counter()
+        self._take_changes(plan)
+        if not plan.rows:
+            return StepResult(step_id=plan.step_id, rows=[])
+        shape, step = self._buffers.fill(plan.rows, self._sequences)
+        prepared = time.perf_counter()
+        wants_prompt = any(row.prompt_logprobs for row in plan.rows)
+        prompt: dict[int, list[TokenLogprob]] = {}
+        if wants_prompt:
+            hidden = self._model.hidden(step)
+            prompt = self._prompt_logprobs(plan.rows, hidden)
+            logits = self._model.logits(hidden[step.rows.long()]) if shape.num_rows else None
+        else:
+            logits = self._forward(shape, step)
+        forwarded = time.perf_counter()
+        sampled = self._sample(plan.rows, logits)
+        result = self._results(plan, sampled, prompt)
+        done = time.perf_counter()
+        self.times.prepare_s += prepared - began
+        self.times.forward_s += forwarded - prepared
+        self.times.sample_s += done - forwarded
+        return result
+
+    def _take_changes(self, plan: StepPlan) -> None:
+        for seq_id in plan.gone:
+            slot = self._sequences.remove(seq_id)
+            if slot is not None:
+                self._sampler.remove(slot)
+        for new in plan.new:
+            self._sampler.add(self._sequences.add(new).slot, new)
+        for update in plan.tables:
+            self._sequences.update_table(update)
+
+    def _forward(self, shape: BatchShape, step: ForwardStep) -> torch.Tensor | None:
+        if self._recording is not None:
+            self._recording.replay(shape.num_tokens, shape.num_seqs, shape.num_rows)
+            return self._recording.output[: shape.num_rows]
+        if not shape.num_rows:
+            self._model.hidden(step)
+            return None
+        return self._model.forward(step)
+
+    def _sample(self, rows: Sequence[Row], logits: torch.Tensor | None) -> list[Sampled]:
+        wanted = [
+            SampleRow(
+                self._sequences[row.seq_id].slot,
+                row.start + row.num_tokens + draft,
+                row.drafts[:draft],
+            )
+            for row in rows
+            for draft in range(row.num_samples)
+        ]
+        if not wanted or logits is None:
+            return []
+        return self._sampler.sample(logits, wanted)
+
+    def _results(
+        self, plan: StepPlan, sampled: list[Sampled], prompt: dict[int, list[TokenLogprob]]
+    ) -> StepResult:
+        results: list[RowResult] = []
+        first = 0
+        for row in plan.rows:
+            mine = sampled[first : first + row.num_samples]
+            first += row.num_samples
+            results.append(self._row_result(row, mine, prompt.get(row.seq_id)))
+        return StepResult(step_id=plan.step_id, rows=results)
+
+    def _row_result(
+        self, row: Row, sampled: list[Sampled], prompt: list[TokenLogprob] | None
+    ) -> RowResult:
+        kept: list[Sampled] = []
+        for place, one in enumerate(sampled):
+            if one.error is not None:
+                return RowResult(seq_id=row.seq_id, error=one.error)
+            kept.append(one)
+            if place < len(row.drafts) and row.drafts[place] != one.token_id:
+                break
+        sequence = self._sequences[row.seq_id]
+        token_ids = [one.token_id for one in kept]
+        if token_ids:
+            sequence.token_ids.extend(token_ids)
+            self._sampler.append(sequence.slot, token_ids)
+        wants = sequence.params.logprobs is not None
+        return RowResult(
+            seq_id=row.seq_id,
+            token_ids=token_ids,
+            logprobs=[one.logprob for one in kept if one.logprob is not None] if wants else None,
+            prompt_logprobs=prompt,
+            num_accepted=max(0, len(kept) - 1),
+        )
+
+    def _prompt_logprobs(
+        self, rows: Sequence[Row], hidden: torch.Tensor
+    ) -> dict[int, list[TokenLogprob]]:
+        """Per sequence that asked: log probabilities of the prompt tokens after each of this chunk's tokens."""
+        found: dict[int, list[TokenLogprob]] = {}
+        first = 0
+        for row in rows:
+            sequence = self._sequences[row.seq_id]
+            if row.prompt_logprobs:
+                last = min(row.start + row.num_tokens, sequence.num_prompt - 1)
+                targets = sequence.token_ids[row.start + 1 : last + 1]
+                mine: list[TokenLogprob] = []
+                for at in range(0, len(targets), PROMPT_LOGPROB_ROWS):
+                    piece = targets[at : at + PROMPT_LOGPROB_ROWS]
+                    logits = self._model.logits(hidden[first + at : first + at + len(piece)])
+                    mine.extend(
+                        prompt_logprobs(logits, piece, sequence.params.prompt_logprobs or 0)
+                    )
+                found[row.seq_id] = mine
+            first += row.num_tokens + len(row.drafts)
+        return found

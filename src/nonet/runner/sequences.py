@@ -1,0 +1,64 @@
+"""What the runner remembers of each live sequence between steps: its token ids, its block tables, its slot.
+
+A slot is a small number, 0 to max_num_seqs - 1, that indexes every per-sequence array of the runner and the sampler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nonet.core.sampling_params import SamplingParams
+from nonet.core.step import BlockTableUpdate, NewSequence
+
+__all__ = ["LiveSequence", "SequenceTable"]
+
+
+@dataclass(slots=True)
+class LiveSequence:
+    """One sequence; `token_ids` grows with what the sampler brings."""
+
+    slot: int
+    token_ids: list[int]
+    num_prompt: int
+    params: SamplingParams
+
+
+class SequenceTable:
+    """Live sequences by id, and their block tables as one int32 array [slots, blocks] per cache group."""
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, num_groups: int) -> None:
+        self.tables = [
+            np.zeros((max_num_seqs, max_blocks), dtype=np.int32) for _ in range(num_groups)
+        ]
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._live: dict[int, LiveSequence] = {}
+
+    def __getitem__(self, seq_id: int) -> LiveSequence:
+        return self._live[seq_id]
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, new: NewSequence) -> LiveSequence:
+        """Give the sequence a slot with empty tables."""
+        assert new.seq_id not in self._live, f"sequence {new.seq_id} is already live"
+        slot = self._free_slots.pop()
+        for table in self.tables:
+            table[slot] = 0
+        sequence = LiveSequence(slot, list(new.token_ids), new.num_prompt, new.params)
+        self._live[new.seq_id] = sequence
+        return sequence
+
+    def remove(self, seq_id: int) -> int | None:
+        """Free the slot and return it; None for a sequence that never got here."""
+        sequence = self._live.pop(seq_id, None)
+        if sequence is None:
+            return None
+        self._free_slots.append(sequence.slot)
+        return sequence.slot
+
+    def update_table(self, update: BlockTableUpdate) -> None:
+        row = self.tables[update.group][self._live[update.seq_id].slot]
+        row[update.start : update.start + len(update.block_ids)] = update.block_ids
