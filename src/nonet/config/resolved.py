@@ -42,7 +42,7 @@ class Resolved:
     recording: bool
     threads: int
     block_size: int
-    num_blocks: int
+    num_blocks: int  # without the null block
     groups: tuple[CacheGroup, ...]
     prefix_cache: bool
     policy: str

@@ -1,4 +1,4 @@
-"""Every option of nonet, as frozen nested sections; a field's `doc` is its help text on the command line and in the docs.
+"""Every option of nonet, as frozen nested sections; a field's `Doc` is its help on the command line and in the docs.
 
 "auto" and None mean that `nonet.config.resolve` picks a value and says why.
 """
@@ -8,14 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-__all__ = ["CacheConfig", "Config", "Doc", "ModelConfig", "RuntimeConfig", "SchedulerConfig", "ServerConfig"]
+__all__ = [
+    "CacheConfig",
+    "Config",
+    "Doc",
+    "ModelConfig",
+    "RuntimeConfig",
+    "SchedulerConfig",
+    "ServerConfig",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """Help text of a field, carried in its annotation: `Annotated[int, Doc("...")]`."""
+    """Help text and bounds of a field, carried in its annotation: `Annotated[int, Doc("...", 1)]`."""
 
     text: str
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,27 +34,38 @@ class ModelConfig:
 
     model: Annotated[str, Doc("packaged name, hub id, directory or GGUF file")] = "smollm2"
     revision: Annotated[str | None, Doc("commit, tag or branch of a hub model")] = None
-    served_name: Annotated[str | None, Doc("name clients use; the model argument when unset")] = None
+    served_name: Annotated[str | None, Doc("name clients use; the model argument when unset")] = (
+        None
+    )
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Doc("dtype of the weights and of the KV cache")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Doc("dtype of the weights and of the KV cache"),
     ] = "auto"
     weight_format: Annotated[
         Literal["auto", "dense", "native", "int8", "int4"],
-        Doc("dense: in dtype; native: block formats kept as in the file; int8, int4: rounded at load"),
+        Doc(
+            "dense: in dtype; native: block formats kept as in the file; int8, int4: rounded at load"
+        ),
     ] = "auto"
-    max_model_len: Annotated[int | None, Doc("most tokens of prompt plus output")] = None
-    dummy_weights: Annotated[bool, Doc("random weights of the model's shape, for benchmarks")] = False
-    seed: Annotated[int, Doc("seed of dummy weights and of requests that bring none")] = 0
+    max_model_len: Annotated[int | None, Doc("most tokens of prompt plus output", 1)] = None
+    dummy_weights: Annotated[bool, Doc("random weights of the model's shape, for benchmarks")] = (
+        False
+    )
+    seed: Annotated[int, Doc("seed of dummy weights and of requests that bring none", 0)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
     """The KV cache."""
 
-    block_size: Annotated[int | None, Doc("tokens per KV block; a multiple of 16")] = None
-    num_blocks: Annotated[int | None, Doc("KV blocks; sized from free memory when unset")] = None
-    memory_fraction: Annotated[float, Doc("share of the free memory after loading that KV blocks may take")] = 0.5
-    memory_gib: Annotated[float | None, Doc("KV memory in GiB; overrides memory_fraction")] = None
+    block_size: Annotated[int | None, Doc("tokens per KV block; a multiple of 16", 16)] = None
+    num_blocks: Annotated[int | None, Doc("KV blocks; sized from free memory when unset", 1)] = None
+    memory_fraction: Annotated[
+        float | None, Doc("share of the free memory after loading that KV blocks may take", 0.01, 1)
+    ] = None
+    memory_gib: Annotated[float | None, Doc("KV memory in GiB; overrides memory_fraction", 0)] = (
+        None
+    )
     prefix_cache: Annotated[bool, Doc("reuse the KV of equal prompt beginnings")] = True
 
 
@@ -53,10 +74,10 @@ class SchedulerConfig:
     """Who runs, and how much of it, in a step."""
 
     policy: Annotated[str, Doc("order of waiting requests: fcfs or priority")] = "fcfs"
-    max_num_seqs: Annotated[int | None, Doc("most sequences in one step")] = None
-    max_tokens_per_step: Annotated[int | None, Doc("token budget of one step")] = None
+    max_num_seqs: Annotated[int | None, Doc("most sequences in one step", 1)] = None
+    max_tokens_per_step: Annotated[int | None, Doc("token budget of one step", 1)] = None
     chunked_prefill: Annotated[bool, Doc("spread a long prompt over several steps")] = True
-    max_waiting: Annotated[int, Doc("most requests in the queue; more are answered 429")] = 4096
+    max_waiting: Annotated[int, Doc("most requests in the queue; more are answered 429", 1)] = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,24 +86,40 @@ class RuntimeConfig:
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Doc("where the model runs")] = "auto"
     kernels: Annotated[str, Doc("auto, or an implementation of the kernels by name")] = "auto"
-    recording: Annotated[bool, Doc("record the forward pass once and replay it (CUDA graphs, native program)")] = True
-    threads: Annotated[int | None, Doc("threads of the engine process; physical cores when unset")] = None
+    recording: Annotated[
+        bool, Doc("record the forward pass once and replay it (CUDA graphs, native program)")
+    ] = True
+    threads: Annotated[
+        int | None, Doc("threads of the engine process; physical cores when unset", 1)
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The HTTP server."""
 
-    host: Annotated[str, Doc("address to listen on; anything but loopback needs an API key")] = "127.0.0.1"
-    port: Annotated[int, Doc("TCP port; 0 picks a free one")] = 8000
-    api_keys: Annotated[tuple[str, ...], Doc("keys that clients may use; also one per line in api_key_file")] = ()
+    host: Annotated[str, Doc("address to listen on; anything but loopback needs an API key")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Doc("TCP port; 0 picks a free one", 0, 65535)] = 8000
+    api_keys: Annotated[
+        tuple[str, ...], Doc("keys that clients may use; also one per line in api_key_file")
+    ] = ()
     api_key_file: Annotated[str | None, Doc("file with one API key per line")] = None
-    allowed_hosts: Annotated[tuple[str, ...], Doc("Host headers accepted besides the bound address; * for any")] = ()
-    max_body_bytes: Annotated[int, Doc("largest request body")] = 8 * 1024 * 1024
-    stream_buffer_bytes: Annotated[int, Doc("bytes a stream may hold for a slow reader before it is cut")] = 1 << 20
-    drain_s: Annotated[float, Doc("seconds that running requests get after SIGTERM")] = 30.0
-    keep_alive_s: Annotated[float, Doc("seconds between keep-alive comments on a silent stream")] = 15.0
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Doc("lowest level logged")] = "info"
+    allowed_hosts: Annotated[
+        tuple[str, ...], Doc("Host headers accepted besides the bound address; * for any")
+    ] = ()
+    max_body_bytes: Annotated[int, Doc("largest request body", 1)] = 8 * 1024 * 1024
+    stream_buffer_bytes: Annotated[
+        int, Doc("bytes a stream may hold for a slow reader before it is cut", 1)
+    ] = 1 << 20
+    drain_s: Annotated[float, Doc("seconds that running requests get after SIGTERM", 0)] = 30.0
+    keep_alive_s: Annotated[
+        float, Doc("seconds between keep-alive comments on a silent stream", 0)
+    ] = 15.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Doc("lowest level logged")
+    ] = "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,51 @@
+"""Pairs of values that exclude each other, as data: the start-up error and the documented matrix are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nonet.core.errors import ConfigError
+
+__all__ = ["CONFLICTS", "Conflict", "refuse_conflicts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Two options that cannot have these values together."""
+
+    first: tuple[str, object]
+    second: tuple[str, object]
+    reason: str
+    remedy: str
+
+
+CONFLICTS = (
+    Conflict(
+        ("dtype", "float16"),
+        ("kernels", "native"),
+        "the native CPU kernels are written for float32 and bfloat16",
+        "use dtype bfloat16, or kernels reference",
+    ),
+    Conflict(
+        ("device", "cuda"),
+        ("kernels", "native"),
+        "the native kernels run on the CPU only",
+        "use kernels auto, or device cpu",
+    ),
+    Conflict(
+        ("device", "cpu"),
+        ("kernels", "triton"),
+        "Triton kernels run on a GPU only",
+        "use kernels auto, or device cuda",
+    ),
+)
+
+
+def refuse_conflicts(values: Mapping[str, object]) -> None:
+    """Raise ConfigError for the first excluded pair among `values` (option name to resolved value)."""
+    for row in CONFLICTS:
+        pair = (row.first, row.second)
+        if all(name in values and values[name] == value for name, value in pair):
+            given = " and ".join(f"{name} {value}" for name, value in pair)
+            raise ConfigError(f"{given} exclude each other: {row.reason}; {row.remedy}")

@@ -1,0 +1,357 @@
+"""Every "auto" becomes a value with a one-sentence reason; what cannot work is refused before loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nonet.config.compat import refuse_conflicts
+from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
+from nonet.config.machine import Machine
+from nonet.config.memory import kv_bytes_per_block, show_bytes, weight_bytes, workspace_bytes
+from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
+from nonet.config.schema import Config
+from nonet.core.errors import ConfigError
+from nonet.core.model_spec import ModelSpec
+
+__all__ = ["DEFAULTS", "Defaults", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Sizes that depend on the device only, with the reason for each."""
+
+    block_size: int
+    max_num_seqs: int
+    max_tokens_per_step: int
+    memory_fraction: float
+    reasons: dict[str, str]
+
+
+DEFAULTS = {
+    "cpu": Defaults(
+        block_size=16,
+        max_num_seqs=64,
+        max_tokens_per_step=512,
+        memory_fraction=0.5,
+        reasons={
+            "block_size": "16 tokens: the least the kernels take, so the last block of a sequence wastes least",
+            "max_num_seqs": "64: on a CPU matrix products gain little from more rows",
+            "max_tokens_per_step": "512: a step stays under about a second, so running streams are not held up",
+            "memory_fraction": "0.5: other programs share this memory",
+        },
+    ),
+    "cuda": Defaults(
+        block_size=16,
+        max_num_seqs=256,
+        max_tokens_per_step=8192,
+        memory_fraction=0.9,
+        reasons={
+            "block_size": "16 tokens: the last block of a sequence wastes least",
+            "max_num_seqs": "256: decode is bound by reading the weights, which all sequences of a step share",
+            "max_tokens_per_step": "8192: enough tokens to be bound by arithmetic, in tens of milliseconds",
+            "memory_fraction": "0.9: GPU memory serves this model alone",
+        },
+    ),
+}  # fmt: skip
+
+# Below this an automatic context length is refused: too short to be of use, so memory is what must be mended.
+MIN_AUTO_CONTEXT = 256
+
+
+def resolve(
+    config: Config, spec: ModelSpec, machine: Machine, *, model_path: str | None = None
+) -> Resolved:
+    """The engine's plan for this model on this machine. Reads no weights.
+
+    `model_path` is where the model argument was found; the argument itself when not given. ConfigError says in one
+    sentence why a configuration cannot run, and what to change.
+    """
+    why: dict[str, str] = {}
+    path = config.model.model if model_path is None else model_path
+    device = _device(config, machine, why)
+    dtype = _dtype(config, machine, device, why)
+    kernels = _kernels(config, machine, device, dtype, why)
+    weight_format = _weight_format(config, path, why)
+    refuse_conflicts(
+        {"device": device, "dtype": dtype, "kernels": kernels, "weight_format": weight_format}
+    )
+    recording = _recording(config, kernels, why)
+    block_size = _block_size(config, device, why)
+    num_seqs, step_tokens = _step_limits(config, spec, device, why)
+    groups = cache_groups(spec)
+    _say_groups(groups, why)
+    weights = weight_bytes(spec, dtype, weight_format, path)
+    longest = config.model.max_model_len or spec.max_position
+    workspace = workspace_bytes(spec, step_tokens, num_seqs, longest)
+    free = _free_bytes(config, machine, device, weights + workspace, dtype, weight_format)
+    page = kv_bytes_per_block(spec, groups, block_size, dtype)
+    shape = _CacheShape(groups, block_size, step_tokens, page)
+    num_blocks = _num_blocks(config, device, shape, free, longest, num_seqs, why)
+    max_model_len = _max_model_len(config, spec, shape, num_blocks, free, why)
+    return Resolved(
+        model_path=path,
+        served_name=config.model.served_name or config.model.model,
+        dtype=dtype,
+        weight_format=weight_format,
+        dummy_weights=config.model.dummy_weights,
+        seed=config.model.seed,
+        max_model_len=max_model_len,
+        device=device,
+        kernels=kernels,
+        recording=recording,
+        threads=_threads(config, machine, why),
+        block_size=block_size,
+        num_blocks=num_blocks,
+        groups=groups,
+        prefix_cache=config.cache.prefix_cache,
+        policy=config.scheduler.policy,
+        max_num_seqs=num_seqs,
+        max_tokens_per_step=step_tokens,
+        chunked_prefill=config.scheduler.chunked_prefill,
+        max_waiting=config.scheduler.max_waiting,
+        memory=MemoryPlan(
+            weight_bytes=weights,
+            kv_bytes_per_block=page,
+            kv_bytes=(num_blocks + 1) * page,
+            workspace_bytes=workspace,
+            free_bytes=free - (num_blocks + 1) * page,
+        ),
+        reasons=why,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _CacheShape:
+    groups: tuple[CacheGroup, ...]
+    block_size: int
+    max_tokens_per_step: int
+    page_bytes: int
+
+    def blocks(self, num_tokens: int) -> int:
+        return blocks_for(self.groups, num_tokens, self.block_size, self.max_tokens_per_step)
+
+    def longest(self, num_blocks: int) -> int:
+        return longest_that_fits(self.groups, num_blocks, self.block_size, self.max_tokens_per_step)
+
+
+def _device(config: Config, machine: Machine, why: dict[str, str]) -> str:
+    asked = config.runtime.device
+    no_cuda = (
+        "no NVIDIA driver was found" if not machine.nvidia_driver else "torch is built without CUDA"
+    )
+    if asked == "cuda" and not machine.has_cuda:
+        raise ConfigError(f"device is cuda, but {no_cuda}; use device cpu or mend the installation")
+    if asked != "auto":
+        return asked
+    device = "cuda" if machine.has_cuda else "cpu"
+    why["device"] = f"cuda: {machine.gpu_name or 'a GPU'} is here"
+    if device == "cpu":
+        why["device"] = f"cpu: {no_cuda}"
+    return device
+
+
+def _dtype(config: Config, machine: Machine, device: str, why: dict[str, str]) -> str:
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    if device == "cuda":
+        why["dtype"] = "bfloat16: half the bytes of float32, and the GPU multiplies it fastest"
+        return "bfloat16"
+    if machine.has_bfloat16:
+        why["dtype"] = "bfloat16: this CPU multiplies it in hardware, in half the bytes of float32"
+        return "bfloat16"
+    why["dtype"] = "float32: this CPU has no bfloat16 instructions (AVX512_BF16 or AMX)"
+    return "float32"
+
+
+def _kernels(config: Config, machine: Machine, device: str, dtype: str, why: dict[str, str]) -> str:
+    asked = config.runtime.kernels
+    if asked == "native" and machine.native_missing is not None:
+        raise ConfigError(f"kernels is native, but {machine.native_missing}; use kernels reference")
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        why["kernels"] = "reference: plain torch is what runs on CUDA"
+        return "reference"
+    if machine.native_missing is not None:
+        why["kernels"] = f"reference: {machine.native_missing}"
+        return "reference"
+    if dtype == "float16":
+        why["kernels"] = "reference: the native kernels are not written for float16"
+        return "reference"
+    why["kernels"] = "native: a C++ compiler and the vector instructions they need are here"
+    return "native"
+
+
+def _weight_format(config: Config, path: str, why: dict[str, str]) -> str:
+    asked = config.model.weight_format
+    if asked == "auto":
+        why["weight_format"] = "dense: every weight in dtype, nothing rounded further"
+        return "dense"
+    if asked == "native" and (config.model.dummy_weights or not path.endswith(".gguf")):
+        raise ConfigError(
+            f"weight_format is native, but {path!r} is no GGUF file and holds no block formats; "
+            "use dense, int8 or int4"
+        )
+    return asked
+
+
+def _recording(config: Config, kernels: str, why: dict[str, str]) -> bool:
+    if config.runtime.recording and kernels == "reference":
+        why["recording"] = "off: the reference kernels cannot be recorded"
+        return False
+    return config.runtime.recording
+
+
+def _block_size(config: Config, device: str, why: dict[str, str]) -> int:
+    asked = config.cache.block_size
+    if asked is None:
+        why["block_size"] = DEFAULTS[device].reasons["block_size"]
+        return DEFAULTS[device].block_size
+    if asked % 16:
+        raise ConfigError(f"block_size is {asked}; give a multiple of 16")
+    return asked
+
+
+def _step_limits(
+    config: Config, spec: ModelSpec, device: str, why: dict[str, str]
+) -> tuple[int, int]:
+    """(max_num_seqs, max_tokens_per_step), where every running sequence may decode in one step."""
+    defaults, asked = DEFAULTS[device], config.scheduler
+    seqs, tokens = asked.max_num_seqs, asked.max_tokens_per_step
+    context = config.model.max_model_len or spec.max_position
+    if tokens is None:
+        tokens = max(defaults.max_tokens_per_step, seqs or 0)
+        why["max_tokens_per_step"] = (
+            defaults.reasons["max_tokens_per_step"]
+            if tokens == defaults.max_tokens_per_step
+            else f"{tokens}: one token for each of max_num_seqs"
+        )
+        if not asked.chunked_prefill and tokens < context:
+            tokens = context
+            why["max_tokens_per_step"] = f"{tokens}: without chunked prefill a step holds a prompt"
+    elif not asked.chunked_prefill and tokens < context:
+        raise ConfigError(
+            f"chunked_prefill is off and max_tokens_per_step is {tokens}, so a prompt of max_model_len "
+            f"{context} never fits in a step; raise max_tokens_per_step or lower max_model_len"
+        )
+    if seqs is None:
+        seqs = min(defaults.max_num_seqs, tokens)
+        why["max_num_seqs"] = (
+            defaults.reasons["max_num_seqs"]
+            if seqs == defaults.max_num_seqs
+            else f"{seqs}: no more than max_tokens_per_step"
+        )
+    elif seqs > tokens:
+        raise ConfigError(
+            f"max_num_seqs is {seqs}, above max_tokens_per_step {tokens}, so some sequences would never "
+            "run in the same step; raise max_tokens_per_step or lower max_num_seqs"
+        )
+    return seqs, tokens
+
+
+def _say_groups(groups: tuple[CacheGroup, ...], why: dict[str, str]) -> None:
+    size = max(len(group.layers) for group in groups)
+    windows = sorted({group.window for group in groups if group.window is not None})
+    kinds = f"windows {windows} and full attention" if windows else "full attention in every layer"
+    waste = padded_layers(groups)
+    share = f"; {waste} layers of padding" if waste else ""
+    why["groups"] = f"{len(groups)} of {size} layers: {kinds}{share}"
+
+
+def _free_bytes(
+    config: Config, machine: Machine, device: str, used: int, dtype: str, weight_format: str
+) -> int:
+    """Bytes left for KV once weights and workspace are in memory."""
+    available = machine.available_bytes if device == "cpu" else machine.gpu_free_bytes
+    if available is None:
+        raise ConfigError("the GPU does not tell its free memory; check that nvidia-smi runs")
+    if used >= available:
+        raise ConfigError(
+            f"weights ({weight_format}, {dtype}) and workspace take {show_bytes(used)}, and "
+            f"{show_bytes(available)} of memory is free; take a smaller model, a smaller weight_format "
+            "or a smaller max_tokens_per_step"
+        )
+    return available - used
+
+
+def _num_blocks(
+    config: Config,
+    device: str,
+    shape: _CacheShape,
+    free: int,
+    longest: int,
+    num_seqs: int,
+    why: dict[str, str],
+) -> int:
+    """Blocks that sequences can use; block 0, the null block that padding points to, comes on top."""
+    cache = config.cache
+    if cache.num_blocks is not None:
+        if (cache.num_blocks + 1) * shape.page_bytes > free:
+            raise ConfigError(
+                f"num_blocks is {cache.num_blocks}, which takes "
+                f"{show_bytes(cache.num_blocks * shape.page_bytes)} of {show_bytes(free)} free memory; "
+                f"give at most {free // shape.page_bytes - 1}"
+            )
+        return cache.num_blocks
+    fraction = cache.memory_fraction
+    if fraction is None:
+        fraction = DEFAULTS[device].memory_fraction
+        if cache.memory_gib is None:
+            why["memory_fraction"] = DEFAULTS[device].reasons["memory_fraction"]
+    budget = int(free * fraction)
+    if cache.memory_gib is not None:
+        budget = int(cache.memory_gib * 2**30)
+        if budget > free:
+            raise ConfigError(
+                f"memory_gib is {cache.memory_gib}, but {show_bytes(free)} is free after weights and "
+                "workspace; lower memory_gib"
+            )
+    fit = max(0, budget // shape.page_bytes - 1)
+    enough = num_seqs * shape.blocks(longest)
+    each = f"{show_bytes(shape.page_bytes)} each"
+    if fit <= enough:
+        why["num_blocks"] = f"{fit}: what {show_bytes(budget)} holds at {each}"
+    else:
+        why["num_blocks"] = f"{enough}: every sequence of max_num_seqs at full length, {each}"
+    return min(fit, enough)
+
+
+def _max_model_len(
+    config: Config,
+    spec: ModelSpec,
+    shape: _CacheShape,
+    num_blocks: int,
+    free: int,
+    why: dict[str, str],
+) -> int:
+    asked = config.model.max_model_len
+    if asked is not None and asked > spec.max_position:
+        raise ConfigError(
+            f"max_model_len is {asked}, but the model was made for {spec.max_position} tokens; "
+            f"give at most {spec.max_position}"
+        )
+    wanted = asked or spec.max_position
+    holds = shape.longest(num_blocks)
+    if holds >= wanted:
+        if asked is None:
+            why["max_model_len"] = f"{wanted}: what the model was made for"
+        return wanted
+    need = shape.blocks(wanted)
+    if asked is not None or holds < min(MIN_AUTO_CONTEXT, wanted):
+        shorter = f"set max_model_len to at most {holds}, or " if holds else ""
+        raise ConfigError(
+            f"one sequence of {wanted} tokens needs {need} KV blocks ({show_bytes(need * shape.page_bytes)}), "
+            f"and there are {num_blocks} ({show_bytes(free)} of memory is free); "
+            f"{shorter}raise num_blocks, memory_gib or memory_fraction"
+        )
+    why["max_model_len"] = (
+        f"{holds}: the model was made for {wanted}, which needs {need} KV blocks of {num_blocks}"
+    )
+    return holds
+
+
+def _threads(config: Config, machine: Machine, why: dict[str, str]) -> int:
+    if config.runtime.threads is not None:
+        return config.runtime.threads
+    why["threads"] = f"{machine.physical_cores}: the physical cores this process may use"
+    return machine.physical_cores
