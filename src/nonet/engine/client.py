@@ -1,0 +1,409 @@
+"""The server's side of the engine process: give it requests, hand out what each step brought, keep it alive.
+
+One callback receives a step's deltas for all requests and puts each into its reader's mailbox; a reader that is
+behind finds several steps' deltas at its next turn. No task and no timer exists per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+
+from nonet.core.errors import (
+    ConfigError,
+    EngineDeadError,
+    InvalidRequestError,
+    NonetError,
+    UnavailableError,
+)
+from nonet.core.messages import Abort, Add, EngineInfo, EngineStats, Failed, Outputs, Ping, Ready
+from nonet.core.outputs import SequenceDelta
+from nonet.core.request import Request
+from nonet.engine.link import EngineLaunch, EngineLink
+from nonet.engine.supervise import HangWatch, Quarantine, RestartPolicy, Supervision
+from nonet.engine.wire import EngineFrame, Rejected, rejection_error
+
+__all__ = ["EngineClient", "EngineLaunch", "Supervision"]
+
+logger = logging.getLogger("nonet.engine")
+
+
+class EngineClient:
+    """An engine process that is restarted when it dies.
+
+    Example::
+
+        client = EngineClient(EngineLaunch(config=msgspec.json.encode(resolved)))
+        await client.start()
+        async for deltas in client.generate(request):
+            ...
+        await client.close()
+    """
+
+    def __init__(self, launch: EngineLaunch, supervision: Supervision | None = None) -> None:
+        self._launch = launch
+        self._limits = supervision or Supervision()
+        self._restarts = RestartPolicy(self._limits)
+        self._quarantine = Quarantine(self._limits)
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._link: EngineLink | None = None
+        self._watch: HangWatch | None = None
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._is_ready = False
+        self._ended: asyncio.Event = asyncio.Event()
+        self._ready: asyncio.Event = asyncio.Event()
+        self._failure: Failed | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._num_deaths = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine became; UnavailableError before its first start has finished."""
+        if self._info is None:
+            raise UnavailableError("the engine is still loading its model; try again shortly")
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The latest snapshot that the engine sent, at most a moment old while it works."""
+        return self._stats
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    @property
+    def num_deaths(self) -> int:
+        """How many engine processes have ended unasked."""
+        return self._num_deaths
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._mailboxes)
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id, 0 while there is none."""
+        return self._link.pid if self._link is not None else 0
+
+    async def start(self) -> None:
+        """Start the engine and wait until it takes requests. ConfigError when it says that the user must mend
+        something, EngineDeadError when it ends or takes longer than the limit; neither is tried again."""
+        try:
+            await self._start_once()
+        except NonetError:
+            await self._drop_link()
+            raise
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def close(self) -> None:
+        """End the engine; requests in flight get EngineDeadError."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
+        self._is_ready = False
+        self._fail_all(EngineDeadError("the server is stopping"))
+        await self._drop_link(kill=False)
+
+    def generate(
+        self, request: Request, *, idle_s: float | None = None
+    ) -> AsyncGenerator[list[SequenceDelta], None]:
+        """`stream` of one request."""
+        return self.stream([request], idle_s=idle_s)
+
+    async def stream(
+        self, requests: Sequence[Request], *, idle_s: float | None = None
+    ) -> AsyncGenerator[list[SequenceDelta], None]:
+        """Run requests together and yield their new deltas, in order, until all choices have finished.
+
+        With `idle_s`, an empty list is yielded when nothing came for about that long. Leaving the iteration early,
+        by break, error or cancellation, aborts what is unfinished. Raises what the engine rejected a request with
+        (InvalidRequestError, OverloadedError), UnavailableError without a running engine, and EngineDeadError when
+        the engine ends in between.
+        """
+        box = _Mailbox(requests, idle_s)
+        self._submit(box)
+        try:
+            while True:
+                deltas = await box.take()
+                if deltas or not box.is_finished:
+                    yield deltas
+                if box.is_finished and not box.has_mail:
+                    break
+        finally:
+            self._leave(box)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one of its choices; its reader gets no more deltas of it."""
+        box = self._mailboxes.get(request_id)
+        if box is None:
+            return
+        box.drop(request_id, index)
+        if self._link is not None:
+            self._link.send(Abort([request_id], index))
+
+    def pending_bytes(self, request_id: str) -> int:
+        """About how much memory the request's unread deltas take."""
+        box = self._mailboxes.get(request_id)
+        return box.pending_bytes if box is not None else 0
+
+    def _submit(self, box: _Mailbox) -> None:
+        link = self._link
+        if not self._is_ready or link is None:
+            raise UnavailableError("the engine is being restarted; try again shortly")
+        now = time.monotonic()
+        for request in box.requests:
+            if self._quarantine.refuses(request, now):
+                raise InvalidRequestError(
+                    "this request was running in several engine failures and is refused for now; change it"
+                )
+        for request in box.requests:
+            self._mailboxes[request.request_id] = box
+            link.send(Add(request))
+
+    def _leave(self, box: _Mailbox) -> None:
+        """The reader is done: forget the box, abort what still runs."""
+        for request in box.requests:
+            self._mailboxes.pop(request.request_id, None)
+        if box.error is None and box.is_finished:
+            for request in box.requests:
+                self._quarantine.on_success(request)
+        unfinished = box.unfinished_ids()
+        if unfinished and self._link is not None:
+            self._link.send(Abort(unfinished))
+
+    def _on_frame(self, frame: EngineFrame) -> None:
+        match frame:
+            case Outputs(deltas=deltas, stats=stats):
+                if self._watch is not None:
+                    self._watch.heard(time.monotonic(), stats)
+                if stats is not None:
+                    self._stats = stats
+                self._deliver(deltas)
+            case Rejected(request_id=request_id):
+                box = self._mailboxes.get(request_id)
+                if box is not None:
+                    box.fail(rejection_error(frame))
+                    box.drop(request_id, None)
+            case Ready(info=info):
+                self._info = info
+                self._ready.set()
+            case Failed():
+                self._failure = frame
+
+    def _deliver(self, deltas: list[SequenceDelta]) -> None:
+        woken: set[_Mailbox] = set()
+        for delta in deltas:
+            box = self._mailboxes.get(delta.request_id)
+            if box is not None and box.put(delta):
+                woken.add(box)
+        for box in woken:
+            box.wake()
+
+    def _on_exit(self, code: int) -> None:
+        self._is_ready = False
+        logger.error("event=engine_exit pid=%d code=%d", self.pid, code)
+        self._ended.set()
+
+    async def _start_once(self) -> None:
+        self._ended.clear()
+        self._ready.clear()
+        self._failure = None
+        self._link = EngineLink(self._on_frame, self._on_exit)
+        await self._link.start(self._launch)
+        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self._ended)]
+        try:
+            await asyncio.wait(
+                waits,
+                timeout=self._limits.start_limit_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._ready.is_set() or self._ended.is_set():
+            raise self._start_error()
+        self._watch = HangWatch(self._limits, time.monotonic())
+        self._stats = EngineStats()
+        self._is_ready = True
+
+    def _start_error(self) -> NonetError:
+        failure = self._failure
+        if failure is not None and failure.is_user_error:
+            return ConfigError(failure.error)
+        if failure is not None:
+            return EngineDeadError(f"the engine could not start: {failure.error}")
+        if self._ended.is_set():
+            return EngineDeadError("the engine process ended while starting; see its log above")
+        return EngineDeadError(
+            f"the engine was not ready within {self._limits.start_limit_s:.0f} s"
+        )
+
+    async def _supervise(self) -> None:
+        """Watch the engine; after each death fail its requests, wait, and start another."""
+        while True:
+            await self._watch_until_ended()
+            await self._bury()
+            while True:
+                delay_s = self._restarts.delay_after_death(time.monotonic())
+                logger.warning("event=engine_restart delay_s=%.2f", delay_s)
+                await asyncio.sleep(delay_s)
+                try:
+                    await self._start_once()
+                    break
+                except NonetError as error:
+                    self._num_deaths += 1
+                    logger.error("event=engine_start_failed error=%s", error)
+                    await self._drop_link()
+
+    async def _watch_until_ended(self) -> None:
+        link, watch = self._link, self._watch
+        assert link is not None and watch is not None
+        while not self._ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), self._limits.tick_s)
+            now = time.monotonic()
+            if self._ended.is_set():
+                return
+            cpu_s, waits_for_disk = link.cpu_s()
+            reason = watch.tick(now, cpu_s=cpu_s, waits_for_disk=waits_for_disk)
+            if reason is not None:
+                logger.error("event=engine_hung pid=%d reason=%s", link.pid, reason)
+                self._is_ready = False
+                return
+            if watch.wants_ping(now):
+                link.send(Ping())
+                watch.pinged(now)
+            for box in set(self._mailboxes.values()):
+                box.tick(now)
+
+    async def _bury(self) -> None:
+        """Everything that follows from one engine's death but the restart."""
+        self._is_ready = False
+        self._num_deaths += 1
+        suspects = {id(box): box for box in self._mailboxes.values()}.values()
+        self._quarantine.on_death(
+            (request for box in suspects for request in box.unfinished_requests()),
+            time.monotonic(),
+        )
+        self._fail_all(EngineDeadError("the engine stopped while this request was running"))
+        self._stats = EngineStats()
+        await self._drop_link()
+
+    def _fail_all(self, error: NonetError) -> None:
+        for box in set(self._mailboxes.values()):
+            box.fail(error)
+
+    async def _drop_link(self, *, kill: bool = True) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            if kill:
+                link.kill()
+            await link.close()
+
+
+class _Mailbox:
+    """What one reader has not yet taken: the deltas of its requests, and how it ended."""
+
+    __slots__ = (
+        "_idle_s",
+        "_mail",
+        "_open",
+        "_waiter",
+        "_woken_s",
+        "error",
+        "pending_bytes",
+        "requests",
+    )
+
+    def __init__(self, requests: Iterable[Request], idle_s: float | None) -> None:
+        self.requests = tuple(requests)
+        self.error: NonetError | None = None
+        self.pending_bytes = 0
+        self._idle_s = idle_s
+        self._mail: list[SequenceDelta] = []
+        self._open = {
+            (request.request_id, index)
+            for request in self.requests
+            for index in range(request.params.n)
+        }
+        self._waiter: asyncio.Future[None] | None = None
+        self._woken_s = time.monotonic()
+
+    @property
+    def is_finished(self) -> bool:
+        return not self._open
+
+    @property
+    def has_mail(self) -> bool:
+        return bool(self._mail) or self.error is not None
+
+    def put(self, delta: SequenceDelta) -> bool:
+        """Keep a delta of a choice that is still open; True when it was kept."""
+        key = (delta.request_id, delta.index)
+        if key not in self._open:
+            return False
+        if delta.finish_reason is not None:
+            self._open.discard(key)
+        self._mail.append(delta)
+        self.pending_bytes += _size(delta)
+        return True
+
+    def drop(self, request_id: str, index: int | None) -> None:
+        self._open = {
+            key for key in self._open if key[0] != request_id or index not in (None, key[1])
+        }
+        if not self._open:
+            self.wake()
+
+    def fail(self, error: NonetError) -> None:
+        if self.error is None and (self._open or not self._mail):
+            self.error = error
+        self.wake()
+
+    def tick(self, now: float) -> None:
+        """Wake a reader that has waited `idle_s` for nothing."""
+        if self._idle_s is not None and now - self._woken_s >= self._idle_s:
+            self.wake()
+
+    def wake(self) -> None:
+        self._woken_s = time.monotonic()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[SequenceDelta]:
+        """All deltas since the last call; waits when there are none. What came before an error comes first."""
+        if not self.has_mail and self._open:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._mail:
+            mail, self._mail = self._mail, []
+            self.pending_bytes = 0
+            return mail
+        if self.error is not None:
+            raise self.error
+        return []
+
+    def unfinished_ids(self) -> list[str]:
+        return sorted({request_id for request_id, _ in self._open})
+
+    def unfinished_requests(self) -> list[Request]:
+        unfinished = {request_id for request_id, _ in self._open}
+        return [request for request in self.requests if request.request_id in unfinished]
+
+
+def _size(delta: SequenceDelta) -> int:
+    """Bytes that the delta will take once it is text in events, roughly."""
+    size = 128 + 8 * len(delta.token_ids)
+    for rows in (delta.logprobs, delta.prompt_logprobs):
+        for row in rows or ():
+            size += 80 * (1 + len(row.top)) if row is not None else 4
+    return size
