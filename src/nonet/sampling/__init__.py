@@ -1,0 +1,1 @@
+"""How the next token is chosen: shape the logits, cut the ranking, draw, and report log probabilities."""

@@ -1,0 +1,289 @@
+"""The batched sampler: logits in, one token per row out, with everything a request may ask for.
+
+A live sequence holds a *slot*, where its parameters and penalty counts stay between steps. One call of `sample` serves
+any mix of sequences and of positions within a sequence (drafts to verify). Stages that no row needs are skipped; a
+batch of greedy rows costs an argmax. A row's token depends on its own logits, parameters, seed and position only, to
+the bit.
+
+Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+
+from nonet.core.outputs import TokenLogprob
+from nonet.core.step import NewSequence
+from nonet.sampling.logprobs import LogprobTensors, measure
+from nonet.sampling.processors import (
+    PROCESSOR_ORDER,
+    PROCESSORS,
+    TRUNCATION_ORDER,
+    TRUNCATIONS,
+)
+from nonet.sampling.processors.base import LogitsProcessor, ProcessorRow, Truncation
+from nonet.sampling.random import Purpose, uniforms
+from nonet.sampling.ranking import Ranking, depths, rank
+from nonet.sampling.rowwise import argmax, draw
+
+__all__ = ["DeviceSamples", "SampleRow", "Sampled", "Sampler"]
+
+
+class SampleRow(msgspec.Struct, frozen=True, gc=False):
+    """One row of logits: the token at logical `position` of the sequence in `slot` is to be chosen.
+
+    `draft_prefix` holds the drafted tokens between the known ones and this position; penalties count them here.
+    """
+
+    slot: int
+    position: int
+    draft_prefix: tuple[int, ...] = ()
+
+
+class Sampled(msgspec.Struct, frozen=True, gc=False):
+    """A row's token, or, with `error` set, why it has none (then `token_id` is -1)."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSamples:
+    """What a step chose, unread: ids [R] (int64, -1 for rows without finite logits), and log probabilities.
+
+    `logprob_rows` are the rows that asked for them, in the order of `logprobs`.
+    """
+
+    ids: torch.Tensor
+    logprob_rows: list[int]
+    logprobs: LogprobTensors | None
+
+
+class Sampler:
+    """Chooses tokens for the sequences in its slots.
+
+    >>> from nonet.core.sampling_params import SamplingParams
+    >>> sampler = Sampler(vocab_size=4, max_slots=1, device=torch.device("cpu"))
+    >>> greedy = SamplingParams(temperature=0.0)
+    >>> sampler.add(0, NewSequence(seq_id=9, token_ids=[3], num_prompt=1, params=greedy, seed=0))
+    >>> sampler.sample(torch.tensor([[0.0, 2.0, 1.0, 2.0]]), [SampleRow(slot=0, position=1)])[0].token_id
+    1
+    """
+
+    def __init__(self, vocab_size: int, max_slots: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self._device = device
+        self._depths = depths(vocab_size, device)
+        self._slots: list[_Slot | None] = [None] * max_slots
+        self._processors: list[LogitsProcessor] = [
+            PROCESSORS.load(name)(vocab_size) for name in PROCESSOR_ORDER
+        ]
+        self._truncations: list[Truncation] = [
+            TRUNCATIONS.load(name)(vocab_size) for name in TRUNCATION_ORDER
+        ]
+        # A large result fresh from the allocator is paged in by the kernel at every step; this one is not.
+        self._scratch = torch.empty(0, vocab_size, device=device)
+
+    def add(self, slot: int, sequence: NewSequence) -> None:
+        """Give a free slot to a sequence: a new one, or one that comes back with its outputs after a preemption."""
+        assert self._slots[slot] is None, f"sampler slot {slot} is taken"
+        params = sequence.params
+        acting = tuple(i for i, p in enumerate(self._processors) if p.add(slot, sequence))
+        cutting = [] if params.is_greedy else self._truncations
+        cuts = [t.add(slot, sequence) for t in cutting]
+        self._slots[slot] = _Slot(
+            sequence.seed, not params.is_greedy, any(cuts), params.logprobs, acting
+        )
+
+    def append(self, slot: int, token_ids: Sequence[int]) -> None:
+        """The sequence grew by accepted tokens; called after each step."""
+        for number in self._slot(slot).acting:
+            self._processors[number].append(slot, token_ids)
+
+    def remove(self, slot: int) -> None:
+        """The sequence left; its slot is free."""
+        for number in self._slot(slot).acting:
+            self._processors[number].remove(slot)
+        for truncation in self._truncations:
+            truncation.remove(slot)
+        self._slots[slot] = None
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+        (
+            """A token for each row of logits [R, V] (float32, may be overwritten). Waits for the device at the end."""
+            ""
+        )
+        return self.read(self.sample_on_device(logits, rows), rows)
+
+    def sample_on_device(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> DeviceSamples:
+        """As `sample`, without waiting for the device; `read` fetches the result."""
+        with torch.inference_mode():
+            slots = [self._slot(row.slot) for row in rows]
+            wanted = [i for i, slot in enumerate(slots) if slot.num_logprobs is not None]
+            raw = _copy_rows(logits, wanted) if wanted else None
+            best_ids, is_finite = self._shape(logits, rows, slots)
+            ids = self._draw(logits, rows, slots, best_ids)
+            found = None
+            if raw is not None:
+                count = max(slots[i].num_logprobs or 0 for i in wanted)
+                found = measure(raw, ids[torch.tensor(wanted, device=self._device)], count)
+            return DeviceSamples(torch.where(is_finite, ids, -1), wanted, found)
+
+    def read(self, samples: DeviceSamples, rows: Sequence[SampleRow]) -> list[Sampled]:
+        """Fetch what `sample_on_device` chose for these rows."""
+        ids = samples.ids.tolist()
+        results = [
+            Sampled(token_id)
+            if token_id >= 0
+            else Sampled(-1, error=f"the logits at position {row.position} are not finite")
+            for token_id, row in zip(ids, rows, strict=True)
+        ]
+        if samples.logprobs is not None:
+            at = samples.logprob_rows
+            num_top = [self._slot(rows[i].slot).num_logprobs or 0 for i in at]
+            for i, logprob in zip(at, samples.logprobs.read(num_top), strict=True):
+                if ids[i] >= 0:
+                    results[i] = Sampled(ids[i], logprob)
+        return results
+
+    def final_probabilities(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+        """The distributions [R, V] (float32) that `sample` draws these rows from; a greedy row is one-hot.
+
+        May overwrite logits. Rows without finite logits hold anything.
+        """
+        with torch.inference_mode():
+            slots = [self._slot(row.slot) for row in rows]
+            best_ids, _ = self._shape(logits, rows, slots)
+            result = torch.zeros_like(logits).scatter_(1, best_ids[:, None], 1.0)
+            random = [i for i, slot in enumerate(slots) if slot.is_random]
+            if not random:
+                return result
+            weights = self._softmax(logits, random)
+            result[random] = weights
+            cut = [i for i in random if slots[i].is_cut]
+            if cut:
+                part = _part(weights, random, cut)
+                at = torch.tensor(cut, device=self._device)
+                self._truncate(
+                    part,
+                    [rows[i].slot for i in cut],
+                    lambda ranking, kept, which: result.index_copy_(
+                        0, at[which], ranking.distribution(kept)
+                    ),
+                )
+            return result
+
+    def _slot(self, slot: int) -> _Slot:
+        state = self._slots[slot]
+        assert state is not None, f"sampler slot {slot} is free"
+        return state
+
+    def _shape(
+        self, logits: torch.Tensor, rows: Sequence[SampleRow], slots: Sequence[_Slot]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the processors in place; returns the best id [R] of each row and whether its logit is finite [R]."""
+        acting = {number for slot in slots for number in slot.acting}
+        for number in sorted(acting):
+            acted = [
+                ProcessorRow(i, row.slot, row.position, row.draft_prefix)
+                for i, (row, slot) in enumerate(zip(rows, slots, strict=True))
+                if number in slot.acting
+            ]
+            self._processors[number].apply(logits, acted)
+        best_ids, largest = argmax(logits)
+        return best_ids, largest.isfinite()
+
+    def _draw(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        slots: Sequence[_Slot],
+        best_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Ids [R]: `best_ids` for greedy rows, drawn ones for the others."""
+        random = [i for i, slot in enumerate(slots) if slot.is_random]
+        if not random:
+            return best_ids
+        numbers = uniforms(
+            [slots[i].seed for i in random], [rows[i].position for i in random], Purpose.SAMPLE
+        )
+        uniform = torch.from_numpy(numbers).to(self._device)
+        weights = self._softmax(logits, random)
+        cut = [i for i in random if slots[i].is_cut]
+        uncut = [i for i in random if not slots[i].is_cut]
+        ids = best_ids.clone()
+        if uncut:
+            drawn = draw(_part(weights, random, uncut), _part(uniform, random, uncut))
+            ids.index_copy_(0, torch.tensor(uncut, device=self._device), drawn)
+        if cut:
+            at = torch.tensor(cut, device=self._device)
+            numbers_cut = _part(uniform, random, cut)
+            self._truncate(
+                _part(weights, random, cut),
+                [rows[i].slot for i in cut],
+                lambda ranking, kept, which: ids.index_copy_(
+                    0, at[which], ranking.draw(kept, numbers_cut[which])
+                ),
+            )
+        return ids
+
+    def _softmax(self, logits: torch.Tensor, random: list[int]) -> torch.Tensor:
+        """Probabilities of the rows numbered `random`, in the scratch memory."""
+        part = _part(logits, range(len(logits)), random)
+        if len(self._scratch) < len(part):
+            self._scratch = torch.empty_like(part)
+        return torch.softmax(part, dim=-1, out=self._scratch[: len(part)])
+
+    def _truncate(
+        self,
+        probabilities: torch.Tensor,
+        slots: Sequence[int],
+        settle: Callable[[Ranking, torch.Tensor, torch.Tensor], object],
+    ) -> None:
+        """Rank and cut every row, deeper where needed; `settle(ranking, kept, rows)` gets the rows as they are done."""
+        pending = torch.arange(len(slots), device=self._device)
+        for depth in self._depths:
+            here = [slots[i] for i in pending.tolist()] if len(pending) < len(slots) else slots
+            part = probabilities if len(pending) == len(slots) else probabilities[pending]
+            ranking = rank(part, depth)
+            kept = torch.full_like(pending, self.vocab_size)
+            is_done = torch.ones_like(pending, dtype=torch.bool)
+            for truncation in self._truncations:
+                kept = truncation.keep(ranking, kept, here)
+                is_done &= ranking.is_known(kept)
+            if depth == self.vocab_size:
+                settle(ranking, kept, pending)
+                return
+            is_done &= ranking.is_settled(kept)
+            settle(ranking.select(is_done), kept[is_done], pending[is_done])
+            pending = pending[~is_done]
+            if not len(pending):
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """What the sampler must know of a sequence at every step."""
+
+    seed: int
+    is_random: bool
+    is_cut: bool  # some truncation acts
+    num_logprobs: int | None
+    acting: tuple[int, ...]  # numbers of the processors that act, in their order
+
+
+def _part(values: torch.Tensor, numbers: Sequence[int], wanted: list[int]) -> torch.Tensor:
+    """The rows of `values`, which are numbered `numbers`, that carry the numbers `wanted` (in the same order)."""
+    if len(wanted) == len(numbers):
+        return values
+    place = {number: i for i, number in enumerate(numbers)}
+    return values[torch.tensor([place[number] for number in wanted], device=values.device)]
+
+
+def _copy_rows(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return values[torch.tensor(rows, device=values.device)]
