@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["Machine", "probe_machine"]
+__all__ = ["Machine"]
 
 # Vector instructions that the native kernels cannot do without.
 NATIVE_FLAGS = frozenset({"avx512f", "avx512bw", "avx512vl"})
@@ -38,6 +38,39 @@ class Machine:
     torch_version: str | None = None  # None: not installed
     torch_cuda: str | None = None  # CUDA version torch was built for
 
+    @classmethod
+    def detect(cls, root: Path = Path("/")) -> Machine:
+        """Look at the machine; `root` stands for the file system, so that tests can make one up."""
+        cpus = _allowed_cpus()
+        quota = _cpu_quota(root)
+        cores = _physical_cores(root, cpus)
+        logical = len(cpus)
+        if quota is not None:
+            cores, logical = (max(1, min(n, int(quota))) for n in (cores, logical))
+        total, available = _memory(root)
+        limit = _memory_limit(root)
+        if limit is not None:
+            total, available = min(total, limit[0]), min(available, limit[1])
+        name, flags = _cpu(root)
+        torch_version, torch_cuda = _torch()
+        driver = _nvidia_driver(root)
+        gpu_name, gpu_free = _gpu() if driver else (None, None)
+        return cls(
+            architecture=platform.machine(),
+            cpu_name=name,
+            cpu_flags=flags,
+            physical_cores=cores,
+            logical_cpus=logical,
+            memory_bytes=total,
+            available_bytes=available,
+            compiler=_compiler(),
+            nvidia_driver=driver,
+            gpu_name=gpu_name,
+            gpu_free_bytes=gpu_free,
+            torch_version=torch_version,
+            torch_cuda=torch_cuda,
+        )
+
     @property
     def has_bfloat16(self) -> bool:
         """The CPU multiplies bfloat16 in hardware."""
@@ -56,39 +89,6 @@ class Machine:
     @property
     def has_cuda(self) -> bool:
         return self.nvidia_driver and self.torch_cuda is not None
-
-
-def probe_machine(root: Path = Path("/")) -> Machine:
-    """Look at the machine; `root` stands for the file system, so that tests can make one up."""
-    cpus = _allowed_cpus()
-    quota = _cpu_quota(root)
-    cores = _physical_cores(root, cpus)
-    logical = len(cpus)
-    if quota is not None:
-        cores, logical = (max(1, min(n, int(quota))) for n in (cores, logical))
-    total, available = _memory(root)
-    limit = _memory_limit(root)
-    if limit is not None:
-        total, available = min(total, limit[0]), min(available, limit[1])
-    name, flags = _cpu(root)
-    torch_version, torch_cuda = _torch()
-    driver = _nvidia_driver(root)
-    gpu_name, gpu_free = _gpu() if driver else (None, None)
-    return Machine(
-        architecture=platform.machine(),
-        cpu_name=name,
-        cpu_flags=flags,
-        physical_cores=cores,
-        logical_cpus=logical,
-        memory_bytes=total,
-        available_bytes=available,
-        compiler=_compiler(),
-        nvidia_driver=driver,
-        gpu_name=gpu_name,
-        gpu_free_bytes=gpu_free,
-        torch_version=torch_version,
-        torch_cuda=torch_cuda,
-    )
 
 
 def _allowed_cpus() -> list[int]:

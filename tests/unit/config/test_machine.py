@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nonet.config.machine import probe_machine
+from nonet.config.machine import Machine
 
 GIB = 2**30
 
@@ -34,7 +34,7 @@ def write(root: Path, name: str, text: str) -> None:
 
 
 def test_siblings_count_once(root: Path) -> None:
-    machine = probe_machine(root)
+    machine = Machine.detect(root)
     assert (machine.physical_cores, machine.logical_cpus) == (2, 4)
     assert machine.cpu_name == "Test CPU"
     assert machine.has_bfloat16
@@ -44,7 +44,7 @@ def test_siblings_count_once(root: Path) -> None:
 
 def test_affinity_is_respected(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2})
-    assert probe_machine(root).physical_cores == 1
+    assert Machine.detect(root).physical_cores == 1
 
 
 def test_version_2_limits_of_every_level(root: Path) -> None:
@@ -54,7 +54,7 @@ def test_version_2_limits_of_every_level(root: Path) -> None:
     write(root, "sys/fs/cgroup/outer/inner/memory.max", f"{2 * GIB}\n")
     write(root, "sys/fs/cgroup/outer/inner/memory.current", f"{GIB}\n")
     write(root, "sys/fs/cgroup/outer/inner/memory.stat", f"anon 5\ninactive_file {GIB // 2}\n")
-    machine = probe_machine(root)
+    machine = Machine.detect(root)
     assert (machine.physical_cores, machine.logical_cpus) == (1, 1)
     assert machine.memory_bytes == 2 * GIB
     assert machine.available_bytes == 2 * GIB - GIB // 2
@@ -68,7 +68,7 @@ def test_version_1_limits(root: Path) -> None:
     write(root, "sys/fs/cgroup/memory/job/memory.usage_in_bytes", "0")
     write(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712")
     write(root, "sys/fs/cgroup/memory/memory.usage_in_bytes", "0")
-    machine = probe_machine(root)
+    machine = Machine.detect(root)
     assert machine.physical_cores == 1
     assert machine.memory_bytes == machine.available_bytes == GIB
 
@@ -78,13 +78,13 @@ def test_a_driver_without_visible_devices_is_none(
 ) -> None:
     write(root, "proc/driver/nvidia/version", "NVRM")
     monkeypatch.setenv("PATH", "")
-    assert probe_machine(root).nvidia_driver
+    assert Machine.detect(root).nvidia_driver
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not probe_machine(root).nvidia_driver
+    assert not Machine.detect(root).nvidia_driver
 
 
 def test_this_machine() -> None:
-    machine = probe_machine()
+    machine = Machine.detect()
     assert machine.physical_cores >= 1
     assert 0 < machine.available_bytes <= machine.memory_bytes
     assert machine.torch_version is not None
