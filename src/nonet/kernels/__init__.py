@@ -1,0 +1,14 @@
+"""Implementations of the operations of a forward pass, by name."""
+
+from nonet.core.catalogue import Catalogue
+
+__all__ = ["KERNELS"]
+
+# Each entry is called with (dtype, device, threads).
+KERNELS = Catalogue(
+    "kernel implementation",
+    {
+        "reference": "nonet.kernels.reference.ops:ReferenceOps",
+        "native": "nonet.kernels.native.ops:NativeOps",
+    },
+)

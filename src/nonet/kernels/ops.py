@@ -73,16 +73,23 @@ class AttentionInputs:
     max_kv_len: int
 
 
-class Recording(Protocol):
-    """A whole forward pass that runs again without the host: a CUDA graph, or a list of native calls.
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """How much of the step's buffers is in use."""
 
-    It reads and writes the buffers it was recorded on. The caller fills the inputs, replays, and reads the output.
+    num_tokens: int
+    num_seqs: int
+    num_rows: int  # rows whose logits are wanted
+
+
+class Recording(Protocol):
+    """A forward pass that runs again without the host: CUDA graphs, or a list of native calls.
+
+    It reads and writes the buffers it was recorded on: the caller fills the inputs, then replays.
     """
 
-    output: torch.Tensor
-
-    def replay(self, num_tokens: int, num_seqs: int, num_rows: int) -> None:
-        """Run on the first `num_tokens` tokens, `num_seqs` sequences and `num_rows` sampled rows of the buffers."""
+    def replay(self, shape: StepShape) -> torch.Tensor:
+        """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
         ...
 
 
@@ -172,10 +179,17 @@ class Ops(Protocol):
         """Bytes of one block of one layer, keys and values."""
         ...
 
-    def record(self, forward: Callable[[], torch.Tensor]) -> Recording | None:
-        """Record one call of `forward`, which must use these operations only, on the largest buffers it will ever see.
+    def record(
+        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
+    ) -> Recording | None:
+        """Make `forward` replayable for every shape up to `largest`; it must use these operations only.
 
-        Returns None where this implementation cannot record; nothing has run then. Recording computes nothing useful:
-        outputs and caches may hold anything afterwards.
+        `forward(shape)` runs on views of the step's buffers cut to that shape. Returns None where this implementation
+        cannot record; nothing has run then. Recording computes nothing useful: outputs and caches may hold anything
+        afterwards.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back threads; no operation may be called afterwards."""
         ...

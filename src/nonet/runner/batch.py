@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from nonet.core.step import Row
-from nonet.kernels.ops import AttentionInputs
+from nonet.kernels.ops import AttentionInputs, StepShape
 from nonet.kv.storage import KVStorage
 from nonet.layers.forward_step import ForwardStep
 from nonet.runner.sequences import SequenceTable
 
-__all__ = ["BatchShape", "StepBuffers"]
+__all__ = ["StepBuffers"]
 
 Ints = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShape:
-    """How much of the buffers one step uses."""
-
-    num_tokens: int
-    num_seqs: int
-    num_rows: int
 
 
 class StepBuffers:
@@ -60,13 +50,16 @@ class StepBuffers:
         self._rows = torch.zeros(max_rows, dtype=torch.int32)
         self.max_rows = max_rows
 
-    def full(self) -> ForwardStep:
-        """A step over the whole of every buffer, to record on."""
-        shape = BatchShape(len(self._token_ids), self._max_num_seqs, len(self._rows))
+    @property
+    def largest(self) -> StepShape:
+        return StepShape(len(self._token_ids), self._max_num_seqs, len(self._rows))
+
+    def step(self, shape: StepShape) -> ForwardStep:
+        """A step on the first rows of every buffer, to record on; lengths are the longest there can be."""
         longest = self._tables[0].shape[1] * self._block_size
         return self._step(shape, max_query_len=shape.num_tokens, max_kv_len=longest)
 
-    def fill(self, rows: Sequence[Row], sequences: SequenceTable) -> tuple[BatchShape, ForwardStep]:
+    def fill(self, rows: Sequence[Row], sequences: SequenceTable) -> tuple[StepShape, ForwardStep]:
         """Write the step; the returned tensors are views that the next call overwrites."""
         counts = np.fromiter(
             (row.num_tokens + len(row.drafts) for row in rows), np.int32, len(rows)
@@ -81,7 +74,7 @@ class StepBuffers:
         self._fill_tokens(rows, sequences, ends - counts)
         self._fill_cache_places(rows, sequences, counts, starts, owner, offset)
         num_rows = self._fill_rows(rows, ends)
-        shape = BatchShape(total, len(rows), num_rows)
+        shape = StepShape(total, len(rows), num_rows)
         longest = int((starts + counts).max())
         return shape, self._step(shape, max_query_len=int(counts.max()), max_kv_len=longest)
 
@@ -129,7 +122,7 @@ class StepBuffers:
         self._rows.numpy()[: len(wanted)] = wanted
         return len(wanted)
 
-    def _step(self, shape: BatchShape, *, max_query_len: int, max_kv_len: int) -> ForwardStep:
+    def _step(self, shape: StepShape, *, max_query_len: int, max_kv_len: int) -> ForwardStep:
         groups = [
             AttentionInputs(
                 positions=self._positions[: shape.num_tokens],

@@ -15,10 +15,10 @@ import torch
 
 from nonet.core.outputs import TokenLogprob
 from nonet.core.step import Row, RowResult, StepPlan, StepResult
-from nonet.kernels.ops import Recording
+from nonet.kernels.ops import Recording, StepShape
 from nonet.layers.forward_step import ForwardStep
 from nonet.models.decoder import Decoder
-from nonet.runner.batch import BatchShape, StepBuffers
+from nonet.runner.batch import StepBuffers
 from nonet.runner.sequences import SequenceTable
 from nonet.sampling.logprobs import prompt_logprobs
 from nonet.sampling.sampler import Sampled, Sampler, SampleRow
@@ -92,10 +92,9 @@ class Runner:
         for update in plan.tables:
             self._sequences.update_table(update)
 
-    def _forward(self, shape: BatchShape, step: ForwardStep) -> torch.Tensor | None:
+    def _forward(self, shape: StepShape, step: ForwardStep) -> torch.Tensor | None:
         if self._recording is not None:
-            self._recording.replay(shape.num_tokens, shape.num_seqs, shape.num_rows)
-            return self._recording.output[: shape.num_rows]
+            return self._recording.replay(shape)
         if not shape.num_rows:
             self._model.hidden(step)
             return None

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from nonet.kernels.groupwise import GroupwiseTensor
-from nonet.kernels.ops import Activation, AttentionInputs, LayerCache, QKVLayout, Recording
+from nonet.kernels.ops import (
+    Activation,
+    AttentionInputs,
+    LayerCache,
+    QKVLayout,
+    Recording,
+    StepShape,
+)
 
 __all__ = ["DenseLinear", "ReferenceOps"]
 
@@ -36,9 +43,10 @@ class ReferenceOps:
 
     name = "reference"
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:
         self.dtype = dtype
         self.device = device
+        self.threads = threads  # torch's own pool, which the engine sets, does the work
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
@@ -143,7 +151,12 @@ class ReferenceOps:
     def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
         return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
 
-    def record(self, forward: Callable[[], torch.Tensor]) -> Recording | None:
+    def record(
+        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
+    ) -> Recording | None:
+        return None
+
+    def close(self) -> None:
         return None
 
 

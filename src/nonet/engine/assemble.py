@@ -1,0 +1,160 @@
+"""Names become objects: the one place that knows every part of the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nonet.config.machine import Machine
+from nonet.config.resolve import resolve
+from nonet.config.resolved import Resolved
+from nonet.config.schema import Config
+from nonet.core.clock import MonotonicClock
+from nonet.core.messages import EngineInfo
+from nonet.core.model_spec import ModelSpec
+from nonet.engine.engine import Engine, EngineParts
+from nonet.kernels import KERNELS
+from nonet.kernels.ops import Ops, Recording
+from nonet.kv.cache import KVCache
+from nonet.kv.storage import KVStorage
+from nonet.models.decoder import Decoder
+from nonet.models.registry import FAMILIES
+from nonet.quant.formats import WEIGHT_FORMATS
+from nonet.runner.batch import StepBuffers
+from nonet.runner.executor import LocalExecutor
+from nonet.runner.runner import Runner
+from nonet.runner.sequences import SequenceTable
+from nonet.sampling.sampler import Sampler
+from nonet.scheduler.policy import POLICIES
+from nonet.scheduler.scheduler import Scheduler, SchedulerLimits
+from nonet.weights.dummy import DummySource
+from nonet.weights.load import LoadedParameters
+from nonet.weights.open import open_weights
+from nonet.weights.packaged import resolve_model
+from nonet.weights.spec import read_spec
+
+__all__ = ["build_engine", "resolve_config"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_config(config: Config) -> tuple[Resolved, ModelSpec]:
+    """Find the model, read its shape, and settle every automatic choice. Reads no weights."""
+    path = resolve_model(config.model.model, config.model.revision)
+    spec = read_spec(path)
+    return resolve(config, spec, Machine.detect(), model_path=str(path)), spec
+
+
+def build_engine(
+    resolved: Resolved,
+    spec: ModelSpec | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Engine:
+    """Load the model and build everything around it. `progress` is called with (layers loaded, all layers)."""
+    began = time.monotonic()
+    spec = spec or read_spec(Path(resolved.model_path))
+    ops = _ops(resolved)
+    model = _model(resolved, spec, ops, progress)
+    device_side = _device_side(resolved, spec, ops, model)
+    kv = KVCache(resolved.groups, resolved.num_blocks, resolved.block_size, resolved.prefix_cache)
+    limits = SchedulerLimits(
+        max_num_seqs=resolved.max_num_seqs,
+        max_tokens_per_step=resolved.max_tokens_per_step,
+        chunked_prefill=resolved.chunked_prefill,
+        max_waiting=resolved.max_waiting,
+        max_model_len=resolved.max_model_len,
+    )
+    clock = MonotonicClock()
+    scheduler = Scheduler(limits, kv, POLICIES.build(resolved.policy), clock, seed=resolved.seed)
+    info = _info(resolved, spec, ops, time.monotonic() - began, device_side.recording is not None)
+    parts = EngineParts(
+        scheduler=scheduler,
+        executor=LocalExecutor(device_side.runner),
+        clock=clock,
+        info=info,
+        depth=0,
+        close=ops.close,
+    )
+    return Engine(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _DeviceSide:
+    runner: Runner
+    recording: Recording | None
+
+
+def _ops(resolved: Resolved) -> Ops:
+    torch.set_num_threads(resolved.threads)
+    build = KERNELS.load(resolved.kernels)
+    ops: Ops = build(DTYPES[resolved.dtype], torch.device(resolved.device), resolved.threads)
+    return ops
+
+
+def _model(
+    resolved: Resolved, spec: ModelSpec, ops: Ops, progress: Callable[[int, int], None] | None
+) -> Decoder:
+    source = (
+        DummySource(spec, resolved.seed)
+        if resolved.dummy_weights
+        else open_weights(Path(resolved.model_path))
+    )
+    try:
+        parameters = LoadedParameters(
+            source, spec, ops, WEIGHT_FORMATS.build(resolved.weight_format)
+        )
+        block = FAMILIES.load(spec.family)
+        return Decoder(spec, ops, parameters, block, resolved.max_model_len, progress)
+    finally:
+        source.close()
+
+
+def _device_side(resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder) -> _DeviceSide:
+    storage = KVStorage(spec, resolved.groups, ops, resolved.num_blocks, resolved.block_size)
+    max_blocks = -(-resolved.max_model_len // resolved.block_size)
+    longest_chunk = resolved.max_tokens_per_step
+    if not resolved.chunked_prefill:
+        longest_chunk = max(longest_chunk, resolved.max_model_len)
+    buffers = StepBuffers(
+        storage,
+        block_size=resolved.block_size,
+        max_tokens=longest_chunk,
+        max_num_seqs=resolved.max_num_seqs,
+        max_rows=resolved.max_num_seqs,
+        max_blocks=max_blocks,
+        num_groups=len(resolved.groups),
+    )
+    recording = None
+    if resolved.recording:
+        with torch.inference_mode():
+            recording = ops.record(
+                lambda shape: model.forward(buffers.step(shape)), buffers.largest
+            )
+    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device)
+    sequences = SequenceTable(resolved.max_num_seqs, max_blocks, len(resolved.groups))
+    return _DeviceSide(Runner(model, buffers, sequences, sampler, recording), recording)
+
+
+def _info(
+    resolved: Resolved, spec: ModelSpec, ops: Ops, load_s: float, recorded: bool
+) -> EngineInfo:
+    smallest = len(resolved.groups)  # a token takes a place in every group
+    return EngineInfo(
+        model=resolved.served_name,
+        max_model_len=resolved.max_model_len,
+        vocab_size=spec.vocab_size,
+        dtype=resolved.dtype,
+        weight_format=resolved.weight_format,
+        num_blocks=resolved.num_blocks,
+        block_size=resolved.block_size,
+        kv_tokens=resolved.num_blocks * resolved.block_size // smallest,
+        kernels=ops.name,
+        attention=ops.name + (" (recorded)" if recorded else ""),
+        reasons=resolved.reasons,
+        threads=resolved.threads,
+        load_s=load_s,
+    )

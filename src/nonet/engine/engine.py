@@ -1,0 +1,121 @@
+"""The step loop: plan, launch, collect, commit. It holds no tensor and knows no technique.
+
+`depth` is how many steps may be in flight while the next is planned: 0 is the plain loop, 1 the overlapped one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nonet.core.clock import Clock
+from nonet.core.errors import ContextLengthError, InvalidRequestError
+from nonet.core.messages import EngineInfo, EngineStats
+from nonet.core.outputs import SequenceDelta
+from nonet.core.request import Request
+from nonet.runner.executor import Flight, LocalExecutor
+from nonet.scheduler.scheduler import Scheduler
+
+__all__ = ["Engine", "EngineParts", "EngineTimes"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What `assemble` puts together."""
+
+    scheduler: Scheduler
+    executor: LocalExecutor
+    clock: Clock
+    info: EngineInfo
+    depth: int
+    close: Callable[[], None]
+
+
+@dataclass(slots=True)
+class EngineTimes:
+    """Seconds since start, by part of the loop; the runner keeps its own for what happens inside a step."""
+
+    plan_s: float = 0.0
+    execute_s: float = 0.0
+    apply_s: float = 0.0
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class Engine:
+    """Requests in, token deltas out; one call of `step` is one step of the model.
+
+    Not thread-safe: one thread owns it.
+    """
+
+    parts: EngineParts
+    times: EngineTimes = field(default_factory=EngineTimes)
+    _flying: deque[Flight] = field(default_factory=deque)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.parts.info
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._flying) or self.parts.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Queue a request. InvalidRequestError: it can never run. OverloadedError: the queue is full."""
+        self._verify(request)
+        self.parts.scheduler.add(request)
+
+    def abort(self, request_ids: Sequence[str], index: int | None = None) -> None:
+        """Drop requests, or one choice of each; unknown ids are ignored. Their blocks are free within a step."""
+        self.parts.scheduler.abort(request_ids, index)
+
+    def step(self) -> list[SequenceDelta]:
+        """Plan and run one step; returns what became known, aborts and rejections included."""
+        scheduler, executor = self.parts.scheduler, self.parts.executor
+        began = time.perf_counter()
+        plan = scheduler.plan(self.parts.clock.now())
+        planned = executed = time.perf_counter()
+        if plan is not None:
+            self._flying.append(executor.launch(plan))
+            self.times.steps += 1
+        if self._flying and (plan is None or len(self._flying) > self.parts.depth):
+            result = executor.collect(self._flying.popleft())  # the only wait
+            executed = time.perf_counter()
+            scheduler.apply(result)
+        self.times.plan_s += planned - began
+        self.times.execute_s += executed - planned
+        self.times.apply_s += time.perf_counter() - executed
+        return scheduler.drain_deltas()
+
+    def stats(self) -> EngineStats:
+        return self.parts.scheduler.stats()
+
+    def check_integrity(self) -> None:
+        """AssertionError when the bookkeeping of blocks or sequences does not add up."""
+        self.parts.scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Free threads and memory; the engine cannot be used afterwards."""
+        self.parts.close()
+
+    def _verify(self, request: Request) -> None:
+        info = self.parts.info
+        request.params.verify(info.vocab_size)
+        if not request.prompt_ids:
+            raise InvalidRequestError("the prompt has no tokens; give at least one", "prompt")
+        lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
+        if lowest < 0 or highest >= info.vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise InvalidRequestError(
+                f"the prompt holds token id {wrong}; the vocabulary has ids 0 to {info.vocab_size - 1}",
+                "prompt",
+            )
+        wanted = 1 if request.params.max_tokens is None else request.params.max_tokens
+        if len(request.prompt_ids) + wanted > info.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {len(request.prompt_ids)} tokens and at most {wanted} more were asked for; "
+                f"the context holds {info.max_model_len}",
+                "max_tokens",
+            )

@@ -1,0 +1,80 @@
+"""The three real models against Hugging Face transformers, float32: logits, and greedy tokens by teacher forcing.
+
+If each generated token is the oracle's choice after the same prefix, the oracle's own greedy run is the same sequence;
+one forward pass checks a whole continuation.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from nonet.core.sampling_params import SamplingParams
+from nonet.engine.llm import LLM
+from tests.data.prompts import PROMPTS
+from tests.model.forward import BareModel
+from tests.real_models import real_model
+
+MODELS = ["smollm2", "qwen2.5-coder-0.5b", "gemma-3-270m"]
+NEW_TOKENS = 64
+TOLERANCE = 1e-3
+# In float32 two kernels differ by about 1e-4 in a logit; a choice between logits closer than this is a tie.
+NEAR_TIE = 2e-3
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model_path(request: pytest.FixtureRequest) -> Path:
+    return real_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def oracle(model_path: Path) -> PreTrainedModel:
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(model_path.parent), gguf_file=model_path.name, dtype=torch.float32
+    )
+    return model.float().eval()
+
+
+@pytest.fixture(scope="module")
+def generated(model_path: Path) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, output ids) of every prompt, greedy, all in one batch."""
+    with LLM(str(model_path), dtype="float32", max_model_len=512, num_blocks=1024) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+        outputs = llm.generate(PROMPTS, params)
+    return [(one.prompt_ids, one.outputs[0].token_ids) for one in outputs]
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_logits_equal_transformers(model_path: Path, oracle: PreTrainedModel) -> None:
+    ids = torch.arange(1000, 1200).unsqueeze(0)
+    with torch.no_grad():
+        expected = oracle(ids).logits[0]
+    for kernels in ("reference", "native"):
+        ours = BareModel(model_path, kernels=kernels, max_tokens=256).logits(ids[0].tolist())
+        difference = (ours - expected).abs().max().item()
+        assert difference < TOLERANCE, f"{kernels}: {difference}"
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_greedy_tokens_equal_transformers(
+    generated: list[tuple[list[int], list[int]]], oracle: PreTrainedModel
+) -> None:
+    ties = 0
+    for prompt, output in generated:
+        assert len(output) == NEW_TOKENS
+        with torch.no_grad():
+            logits = oracle(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(output).unsqueeze(1)).squeeze(1)
+        gaps = logits.max(-1).values - chosen
+        ties += int((gaps > 0).sum())
+        assert gaps.max().item() < NEAR_TIE
+    assert ties <= 2, (
+        f"{ties} of {len(generated) * NEW_TOKENS} tokens were near ties that fell the other way"
+    )
