@@ -1,0 +1,1 @@
+"""Which tokens' KV is already computed, whoever computed it."""

@@ -1,0 +1,201 @@
+"""Fills one step: first sequences that need one more token, then prompts under way, then newcomers.
+
+That order keeps prompts from stalling those who already talk; what is left of the token budget goes to prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nonet.core.step import NewSequence, Row
+from nonet.kv.cache import KVCache, PrefixHit
+from nonet.scheduler.budget import SchedulerLimits, StepBudget
+from nonet.scheduler.policy.base import Policy
+from nonet.scheduler.preempt import make_room
+from nonet.scheduler.roster import Roster
+from nonet.scheduler.sequence import Sequence, Status
+
+__all__ = ["PlannedStep", "Planner"]
+
+
+@dataclass(slots=True)
+class PlannedStep:
+    """Rows under construction; `sequences[i]` is the one `rows[i]` belongs to."""
+
+    step_id: int
+    now: float
+    budget: StepBudget
+    rows: list[Row] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    new: list[NewSequence] = field(default_factory=list)
+    num_preempted: int = 0
+    query_tokens: int = 0  # looked up in the prefix cache
+    hit_tokens: int = 0
+
+
+class Planner:
+    """Decides on one step at a time; keeps nothing between steps."""
+
+    def __init__(
+        self, limits: SchedulerLimits, kv: KVCache, policy: Policy, roster: Roster
+    ) -> None:
+        self._limits = limits
+        self._kv = kv
+        self._policy = policy
+        self._roster = roster
+
+    def fill(self, step_id: int, now: float) -> PlannedStep:
+        step = PlannedStep(step_id, now, StepBudget(self._limits))
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for seq in self._policy.order(self._roster.running.values(), now):
+            if seq.num_unread and not _can_run_ahead(seq):
+                continue
+            remaining = len(seq.token_ids) + seq.num_unread - seq.num_planned
+            if remaining == 1:
+                decodes.append(seq)
+            elif remaining:
+                prefills.append(seq)
+        self._continue_decodes(step, decodes)
+        for seq in prefills:
+            if seq.status is Status.RUNNING and step.budget.left:
+                self._continue_prefill(step, seq)
+        self._admit(step)
+        return step
+
+    def _continue_decodes(self, step: PlannedStep, decodes: list[Sequence]) -> None:
+        kv, budget = self._kv, step.budget
+        spare = budget.left - len(decodes)  # for drafts, once everyone has one token
+        for seq in decodes:
+            if seq.status is not Status.RUNNING:  # preempted for one before it
+                continue
+            if seq.drafts:
+                drafts = self._usable_drafts(seq, spare)
+                if drafts and kv.reserve(seq, 1 + len(drafts)):
+                    spare -= len(drafts)
+                    self._add_row(step, seq, 1, drafts)
+                    continue
+            if kv.reserve(seq, 1) or self._reserve_by_force(step, seq):
+                self._add_row(step, seq, 1)
+
+    def _continue_prefill(self, step: PlannedStep, seq: Sequence) -> None:
+        wanted = min(seq.num_remaining, step.budget.left)
+        granted = self._kv.fit(seq, wanted)
+        if not granted:
+            if not self._reserve_by_force(step, seq):
+                return
+            granted = self._kv.fit(seq, wanted)
+        reserved = self._kv.reserve(seq, granted)
+        assert reserved, "fit and reserve disagree"
+        self._add_row(step, seq, granted)
+
+    def _reserve_by_force(self, step: PlannedStep, seq: Sequence) -> bool:
+        """Room for one token, preempting others until it is there."""
+        while not self._kv.reserve(seq, 1):
+            if make_room(self._roster, self._policy, seq, step.step_id, step.now) is None:
+                return False
+            step.num_preempted += 1
+        return True
+
+    def _admit(self, step: PlannedStep) -> None:
+        """Newcomers in the policy's order; the first that must wait stops those behind it, so none is overtaken."""
+        kv, roster, limits = self._kv, self._roster, self._limits
+        if step.num_preempted or not roster.waiting:
+            return
+        seats = limits.max_num_seqs - len(roster.running) - len(roster.leaving)
+        if seats <= 0 or not step.budget.left:
+            return
+        promised = sum(self._growth(seq) for seq in roster.running.values())
+        for seq in self._policy.order(roster.waiting.values(), step.now):
+            if not seats or not step.budget.left:
+                return
+            if seq.blockers or seq.num_in_flight:
+                continue
+            if roster.running and promised >= kv.num_free:
+                return
+            hit = kv.match(seq)
+            wanted = step.budget.share(len(seq.token_ids) - hit.num_tokens)
+            demand = kv.demand(seq, limits.max_tokens_per_step, hit) + len(kv.groups)
+            if not wanted or (roster.running and promised + demand > kv.num_free):
+                return
+            # Alone it may be short of blocks for all it knows; it then begins with what there is.
+            if not self._start(step, seq, hit, wanted):
+                return
+            promised += self._growth(seq)
+            seats -= 1
+
+    def _start(self, step: PlannedStep, seq: Sequence, hit: PrefixHit, wanted: int) -> bool:
+        kv = self._kv
+        num_new = kv.num_free - hit.num_idle
+        start_blocks = hit.num_tokens // kv.block_size + num_new // len(kv.groups)
+        granted = min(wanted, start_blocks * kv.block_size - hit.num_tokens)
+        if granted <= 0:
+            return False
+        self._roster.start(seq, hit)
+        reserved = kv.reserve(seq, granted)
+        assert reserved, "a hit and what it leaves free disagree"
+        step.query_tokens += len(seq.token_ids)
+        step.hit_tokens += hit.num_tokens
+        step.new.append(
+            NewSequence(
+                seq_id=seq.seq_id,
+                token_ids=list(seq.token_ids),
+                num_prompt=seq.num_prompt,
+                params=seq.request.params,
+                seed=seq.seed,
+                eos_ids=seq.request.eos_ids,
+                adapter_id=seq.adapter_id,
+            )
+        )
+        self._add_row(step, seq, granted)
+        return True
+
+    def _growth(self, seq: Sequence) -> int:
+        """Blocks to leave free for a running sequence: those of its known tokens, and one more in each group."""
+        margin = len(self._kv.groups)
+        if seq.num_remaining <= 1:
+            return margin
+        return margin + self._kv.demand(seq, self._limits.max_tokens_per_step)
+
+    def _usable_drafts(self, seq: Sequence, spare: int) -> tuple[int, ...]:
+        """Drafts within the budget, and no more than could still be accepted together with the token after them."""
+        room = min(spare, seq.max_len - len(seq.token_ids) - 1)
+        return seq.drafts[: max(0, room)]
+
+    def _add_row(
+        self, step: PlannedStep, seq: Sequence, num_tokens: int, drafts: tuple[int, ...] = ()
+    ) -> None:
+        start = seq.num_planned
+        num_samples = 0
+        if num_tokens == seq.num_remaining:
+            num_samples = 1 + len(drafts)
+        step.rows.append(
+            Row(
+                seq_id=seq.seq_id,
+                start=start,
+                num_tokens=num_tokens,
+                drafts=drafts,
+                num_samples=num_samples,
+                prompt_logprobs=seq.wants_prompt_logprobs and start + 1 < seq.num_prompt,
+                kv_start=seq.kv_len,
+            )
+        )
+        step.sequences.append(seq)
+        step.budget.left -= num_tokens + len(drafts)
+        seq.num_planned = start + num_tokens + len(drafts)
+        seq.num_unread += num_samples
+        seq.num_in_flight += 1
+        seq.last_step = step.step_id
+        seq.drafts = ()
+
+
+def _can_run_ahead(seq: Sequence) -> bool:
+    """Whether a row can follow one whose sample is still unread: the runner takes that token from the device.
+
+    Not when the host must see it first, when it is not known how many tokens it will be, or when it is the last.
+    """
+    return (
+        not seq.needs_host_tokens
+        and seq.num_unread == 1
+        and len(seq.token_ids) + seq.num_unread < seq.max_len
+    )

@@ -1,0 +1,208 @@
+"""A runner without a model that trusts nothing: it checks each plan against what a real one would compute.
+
+Its KV memory holds, for each slot, *what* was written there: the group, the adapter and all tokens up to that position.
+A read that finds anything else means that a block was reused, never written, or shared by mistake. Its next token is a
+hash of all tokens and the seed, so whoever generates the same sequence gets the same tokens, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, field
+
+from nonet.core.outputs import TokenLogprob
+from nonet.core.step import NewSequence, Row, RowResult, StepPlan, StepResult
+from nonet.kv.cache import KVCache
+
+VOCAB = 50
+
+
+def next_token(token_ids: list[int], seed: int, adapter_id: str) -> int:
+    return _hash(f"{token_ids}|{seed}|{adapter_id}") % VOCAB
+
+
+def content(token_ids: list[int], adapter_id: str, cache_salt: str) -> int:
+    """Stands for the keys and values of the last token: they depend on all before it."""
+    return _hash(f"{token_ids}|{adapter_id}|{cache_salt}|kv")
+
+
+def logprob_of(token_ids: list[int], position: int) -> TokenLogprob:
+    """Of the prompt's token at `position`."""
+    value = _hash(f"{token_ids[: position + 1]}|logprob") % 1000
+    return TokenLogprob(token_ids[position], -value / 100, 1 + value % 7)
+
+
+@dataclass
+class _Known:
+    """What the runner keeps of a sequence."""
+
+    new: NewSequence
+    token_ids: list[int]
+    tables: list[list[int]]
+    cache_salt: str
+    next_start: int | None = None  # where its next row must begin; None before the first
+    used: list[set[int]] = field(default_factory=list)  # blocks of each row in flight
+
+
+class FakeRunner:
+    """`launch` runs a step as far as the device would, `collect` hands over the oldest result.
+
+    `draft_hits(seq_id, position)` says how many right drafts, then wrong ones, to propose; None for no drafts.
+    `salts` tells the salt of a sequence: a real runner has no use for it, here it is part of the content.
+    """
+
+    def __init__(
+        self,
+        kv: KVCache,
+        max_num_seqs: int,
+        max_tokens: int,
+        *,
+        num_drafts: int = 0,
+        errors: frozenset[int] = frozenset(),
+    ) -> None:
+        self.kv = kv
+        self.max_num_seqs = max_num_seqs
+        self.max_tokens = max_tokens
+        self.num_drafts = num_drafts
+        self.error_tokens = errors  # a row that samples one of these fails
+        self.memory: dict[tuple[int, int], tuple[int, int]] = {}  # block, offset -> group, content
+        self.known: dict[int, _Known] = {}
+        self.flying: deque[tuple[StepResult, list[tuple[int, set[int]]]]] = deque()
+        self.salts: dict[int, str] = {}
+        self.seeds: dict[int, int] = {}
+        self.tokens_run = 0
+        self.last_step_id = -1
+
+    def launch(self, plan: StepPlan) -> None:
+        assert plan.step_id > self.last_step_id
+        self.last_step_id = plan.step_id
+        assert plan.rows, "an empty step"
+        assert 0 < plan.num_tokens <= self.max_tokens, "over the token budget"
+        assert len({row.seq_id for row in plan.rows}) == len(plan.rows), "a sequence has two rows"
+        for seq_id in plan.gone:
+            del self.known[seq_id]
+        for new in plan.new:
+            self._enter(new)
+        assert len(self.known) <= self.max_num_seqs, "more sequences than the runner has room for"
+        for update in plan.tables:
+            table = self.known[update.seq_id].tables[update.group]
+            assert 0 <= update.start <= len(table), "a hole in a block table"
+            table[update.start : update.start + len(update.block_ids)] = update.block_ids
+        outcomes, used = [], []
+        for row in plan.rows:
+            self._write(row)
+        for row in plan.rows:
+            used.append((row.seq_id, self._read(row)))
+            outcomes.append(self._sample(row))
+        self.tokens_run += plan.num_tokens
+        self.flying.append((StepResult(step_id=plan.step_id, rows=outcomes), used))
+
+    def collect(self) -> StepResult:
+        self.check_in_flight()
+        return self.flying.popleft()[0]
+
+    def check_in_flight(self) -> None:
+        """No block that a step in flight uses may have been freed."""
+        for _, used in self.flying:
+            for seq_id, block_ids in used:
+                for block_id in block_ids:
+                    assert self.kv.pool.blocks[block_id].num_refs > 0, (
+                        f"block {block_id} was freed while a step of sequence {seq_id} uses it"
+                    )
+
+    def _enter(self, new: NewSequence) -> None:
+        assert new.seq_id not in self.known, "a sequence is new twice"
+        assert self.seeds.setdefault(new.seq_id, new.seed) == new.seed, "the seed changed"
+        self.known[new.seq_id] = _Known(
+            new, list(new.token_ids), [[] for _ in self.kv.groups], self.salts.get(new.seq_id, "")
+        )
+
+    def _write(self, row: Row) -> None:
+        """Store the content of the row's tokens, checking that each slot is this sequence's alone."""
+        seq = self.known[row.seq_id]
+        stop = row.start + row.num_tokens
+        if seq.next_start is None:
+            assert row.start < len(seq.token_ids), "the cache claims to hold every token"
+        else:
+            assert row.start == seq.next_start, f"row starts at {row.start}, not {seq.next_start}"
+        assert row.num_tokens > 0
+        assert stop <= len(seq.token_ids), "a token nobody knows"
+        reaches_end = stop == len(seq.token_ids)
+        assert row.num_samples == (1 + len(row.drafts) if reaches_end else 0)
+        assert reaches_end or not row.drafts
+        tokens = seq.token_ids + list(row.drafts)
+        size = self.kv.block_size
+        for position in range(row.start, stop + len(row.drafts)):
+            value = content(tokens[: position + 1], seq.new.adapter_id, seq.cache_salt)
+            for group, table in enumerate(seq.tables):
+                block_id = table[position // size]
+                assert block_id != 0, "a write to the null block"
+                block = self.kv.pool.blocks[block_id]
+                assert block.num_refs == 1, f"block {block_id} is shared and written"
+                assert block.key is None, f"block {block_id} is published and written"
+                self.memory[block_id, position % size] = (group, value)
+
+    def _read(self, row: Row) -> set[int]:
+        """Check all that the row's tokens see; returns the blocks looked at."""
+        seq = self.known[row.seq_id]
+        tokens = seq.token_ids + list(row.drafts)
+        stop = row.start + row.num_tokens + len(row.drafts)
+        size, used = self.kv.block_size, set()
+        for group, spec in enumerate(self.kv.groups):
+            first = 0 if spec.window is None else max(0, row.start - spec.window + 1)
+            for position in range(first, stop):
+                block_id = seq.tables[group][position // size]
+                value = content(tokens[: position + 1], seq.new.adapter_id, seq.cache_salt)
+                assert self.memory.get((block_id, position % size)) == (group, value), (
+                    f"sequence {row.seq_id} at {row.start}: token {position} of group {group} is not in block {block_id}"
+                )
+                used.add(block_id)
+        return used
+
+    def _sample(self, row: Row) -> RowResult:
+        seq = self.known[row.seq_id]
+        stop = row.start + row.num_tokens
+        prompt_logprobs = None
+        if row.prompt_logprobs:
+            last = min(stop, seq.new.num_prompt - 1)
+            prompt_logprobs = [logprob_of(seq.token_ids, p) for p in range(row.start + 1, last + 1)]
+        if not row.num_samples:
+            seq.next_start = stop
+            return RowResult(seq_id=row.seq_id, prompt_logprobs=prompt_logprobs)
+        sampled: list[int] = []
+        for draft in (*row.drafts, None):
+            sampled.append(self._next(seq, sampled))
+            if sampled[-1] != draft:
+                break
+        # Also when the row fails: the next step may be under way already and takes what is there.
+        seq.token_ids += sampled
+        seq.next_start = stop + len(sampled) - 1
+        if self.error_tokens.intersection(sampled):
+            return RowResult(seq_id=row.seq_id, error="logits are not numbers")
+        return RowResult(
+            seq_id=row.seq_id,
+            token_ids=sampled,
+            num_accepted=len(sampled) - 1,
+            prompt_logprobs=prompt_logprobs,
+            logprobs=[TokenLogprob(token, -0.5, 1) for token in sampled],
+            drafts=self._propose(seq),
+        )
+
+    def _next(self, seq: _Known, sampled: list[int]) -> int:
+        return next_token(seq.token_ids + sampled, seq.new.seed, seq.new.adapter_id)
+
+    def _propose(self, seq: _Known) -> tuple[int, ...]:
+        """Some right tokens, then wrong ones; how many depends on the sequence's tokens."""
+        if not self.num_drafts:
+            return ()
+        num_right = _hash(f"{seq.token_ids}|right") % (self.num_drafts + 1)
+        drafts: list[int] = []
+        for i in range(self.num_drafts):
+            token = self._next(seq, drafts)
+            drafts.append(token if i < num_right else (token + 1) % VOCAB)
+        return tuple(drafts)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
