@@ -9,10 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nonet.config.machine import Machine
-from nonet.config.resolve import resolve
 from nonet.config.resolved import Resolved
-from nonet.config.schema import Config
 from nonet.core.clock import MonotonicClock
 from nonet.core.messages import EngineInfo
 from nonet.core.model_spec import ModelSpec
@@ -29,24 +26,17 @@ from nonet.runner.executor import LocalExecutor
 from nonet.runner.runner import Runner
 from nonet.runner.sequences import SequenceTable
 from nonet.sampling.sampler import Sampler
+from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
-from nonet.scheduler.scheduler import Scheduler, SchedulerLimits
+from nonet.scheduler.scheduler import Scheduler
 from nonet.weights.dummy import DummySource
 from nonet.weights.load import LoadedParameters
 from nonet.weights.open import open_weights
-from nonet.weights.packaged import resolve_model
 from nonet.weights.spec import read_spec
 
-__all__ = ["build_engine", "resolve_config"]
+__all__ = ["build_engine"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_config(config: Config) -> tuple[Resolved, ModelSpec]:
-    """Find the model, read its shape, and settle every automatic choice. Reads no weights."""
-    path = resolve_model(config.model.model, config.model.revision)
-    spec = read_spec(path)
-    return resolve(config, spec, Machine.detect(), model_path=str(path)), spec
 
 
 def build_engine(
@@ -116,13 +106,10 @@ def _model(
 def _device_side(resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder) -> _DeviceSide:
     storage = KVStorage(spec, resolved.groups, ops, resolved.num_blocks, resolved.block_size)
     max_blocks = -(-resolved.max_model_len // resolved.block_size)
-    longest_chunk = resolved.max_tokens_per_step
-    if not resolved.chunked_prefill:
-        longest_chunk = max(longest_chunk, resolved.max_model_len)
     buffers = StepBuffers(
         storage,
         block_size=resolved.block_size,
-        max_tokens=longest_chunk,
+        max_tokens=resolved.max_tokens_per_step,
         max_num_seqs=resolved.max_num_seqs,
         max_rows=resolved.max_num_seqs,
         max_blocks=max_blocks,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nonet.core.clock import Clock
-from nonet.core.errors import ContextLengthError, InvalidRequestError
+from nonet.core.errors import InvalidRequestError
 from nonet.core.messages import EngineInfo, EngineStats
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
@@ -94,7 +94,9 @@ class Engine:
 
     def check_integrity(self) -> None:
         """AssertionError when the bookkeeping of blocks or sequences does not add up."""
-        self.parts.scheduler.check_integrity()
+        problems = self.parts.scheduler.check_integrity()
+        if problems:
+            raise AssertionError("; ".join(problems))
 
     def close(self) -> None:
         """Free threads and memory; the engine cannot be used afterwards."""
@@ -104,18 +106,10 @@ class Engine:
         info = self.parts.info
         request.params.verify(info.vocab_size)
         if not request.prompt_ids:
-            raise InvalidRequestError("the prompt has no tokens; give at least one", "prompt")
-        lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
-        if lowest < 0 or highest >= info.vocab_size:
-            wrong = lowest if lowest < 0 else highest
+            return  # the scheduler refuses it
+        highest = max(request.prompt_ids)
+        if highest >= info.vocab_size:
             raise InvalidRequestError(
-                f"the prompt holds token id {wrong}; the vocabulary has ids 0 to {info.vocab_size - 1}",
+                f"the prompt holds token id {highest}; the vocabulary has ids 0 to {info.vocab_size - 1}",
                 "prompt",
-            )
-        wanted = 1 if request.params.max_tokens is None else request.params.max_tokens
-        if len(request.prompt_ids) + wanted > info.max_model_len:
-            raise ContextLengthError(
-                f"the prompt has {len(request.prompt_ids)} tokens and at most {wanted} more were asked for; "
-                f"the context holds {info.max_model_len}",
-                "max_tokens",
             )

@@ -16,16 +16,13 @@ from nonet.core.errors import InvalidRequestError
 from nonet.core.outputs import RequestOutput, SequenceDelta
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
-from nonet.engine.assemble import build_engine, resolve_config
+from nonet.engine.assemble import build_engine
 from nonet.engine.engine import Engine
+from nonet.engine.prepare import Message, Prompt, PromptReader, default_params, resolve_config
 from nonet.engine.results import PendingRequest
-from nonet.text.chat_template import ChatTemplate
-from nonet.text.tokenizer import Tokenizer, load_tokenizer
+from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Message", "Prompt"]
-
-Prompt = str | Sequence[int]
-Message = Mapping[str, object]
 
 
 class LLM:
@@ -44,8 +41,7 @@ class LLM:
     ) -> None:
         self.config = config or from_options({"model": model, **options})
         self.resolved, self.spec = resolve_config(self.config)
-        self._tokenizer: Tokenizer | None = None
-        self._template: ChatTemplate | None = None
+        self._reader = PromptReader(Path(self.resolved.model_path))
         self.engine: Engine = build_engine(self.resolved, self.spec, load_progress)
         self._requests_made = 0
 
@@ -66,10 +62,8 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Read from the model's files when first asked for, so that token ids alone work without one."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(Path(self.resolved.model_path))
-        return self._tokenizer
+        """The model's tokenizer; token ids alone work without one."""
+        return self._reader.tokenizer
 
     def generate(
         self,
@@ -100,42 +94,15 @@ class LLM:
         conversations = _as_conversations(messages)
         pending = []
         for conversation in conversations:
-            ids = self.chat_prompt(conversation, tools=tools, template_kwargs=template_kwargs)
-            pending.append(self._pending(ids, params or self._default_params()))
+            ids = self._reader.chat_ids(conversation, tools=tools, template_kwargs=template_kwargs)
+            pending.append(self._pending(ids, params or default_params(self.spec.generation)))
         return self._run(pending, None)
-
-    def chat_prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        template_kwargs: Mapping[str, object] | None = None,
-    ) -> list[int]:
-        """The token ids that the chat template makes of a conversation."""
-        if self._template is None:
-            self._template = ChatTemplate.from_tokenizer(self.tokenizer)
-        text = self._template.render(
-            messages, tools=tools, add_generation_prompt=True, template_kwargs=template_kwargs
-        )
-        return self.tokenizer.encode(text, add_special=False)
-
-    def _default_params(self) -> SamplingParams:
-        known = self.spec.generation
-        return SamplingParams(
-            temperature=1.0 if known.temperature is None else known.temperature,
-            top_p=1.0 if known.top_p is None else known.top_p,
-            top_k=0 if known.top_k is None else known.top_k,
-            min_p=0.0 if known.min_p is None else known.min_p,
-            repetition_penalty=1.0
-            if known.repetition_penalty is None
-            else known.repetition_penalty,
-        )
 
     def _params_for(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
         if params is None:
-            return [self._default_params()] * len(prompts)
+            return [default_params(self.spec.generation)] * len(prompts)
         if isinstance(params, SamplingParams):
             return [params] * len(prompts)
         if len(params) != len(prompts):
@@ -145,20 +112,17 @@ class LLM:
         return list(params)
 
     def _pending(self, prompt: Prompt, params: SamplingParams) -> PendingRequest:
-        text = prompt if isinstance(prompt, str) else None
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._requests_made += 1
         request = Request(
             request_id=f"llm-{self._requests_made}",
-            prompt_ids=ids,
+            prompt_ids=self._reader.prompt_ids(prompt),
             params=params,
             eos_ids=self.spec.eos_ids,
         )
-        return PendingRequest(request, text, self._tokenizer_or_none())
-
-    def _tokenizer_or_none(self) -> Tokenizer | None:
-        """None only for made-up weights without a tokenizer beside them."""
-        return None if self.resolved.dummy_weights and self._tokenizer is None else self.tokenizer
+        tokenizer = (
+            None if self.resolved.dummy_weights else self.tokenizer
+        )  # made-up tokens have no text
+        return PendingRequest(request, prompt if isinstance(prompt, str) else None, tokenizer)
 
     def _run(
         self, pending: list[PendingRequest], on_progress: Callable[[int, int], None] | None
