@@ -1,0 +1,1 @@
+"""Text at the edges of the engine: tokenizers, chat templates, streaming detokenisation, stop strings. No torch."""
