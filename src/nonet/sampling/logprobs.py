@@ -50,35 +50,46 @@ class LogprobTensors:
 
 def measure(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> LogprobTensors:
     """Log probabilities of `ids` [R] under logits [R, V], with the `num_top` best alternatives."""
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs.gather(1, ids[:, None])
-    ranks = (logprobs > chosen).sum(-1) + 1
-    top_logprobs, top_ids = _top(logprobs, min(num_top, logits.shape[1]))
-    return LogprobTensors(ids, chosen.squeeze(1), ranks, top_ids, top_logprobs)
+    vocab_size = logits.shape[1]
+    rows = max(1, _VALUES_AT_ONCE // vocab_size)
+    parts = [
+        _measure(some, some_ids, min(num_top, vocab_size))
+        for some, some_ids in zip(torch.split(logits, rows), torch.split(ids, rows), strict=True)
+    ]
+    return LogprobTensors(ids, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def prompt_logprobs(
     logits: torch.Tensor, target_ids: Sequence[int], num_top: int
 ) -> list[TokenLogprob]:
-    """Of each token `target_ids[i]` under row i of logits [T, V]; a few rows at a time, so that memory stays small."""
-    results: list[TokenLogprob] = []
+    """Of each token `target_ids[i]` under row i of logits [T, V], with `num_top` alternatives."""
+    if not target_ids:
+        return []
     with torch.inference_mode():
-        for start in range(0, len(target_ids), _ROWS_AT_ONCE):
-            part = target_ids[start : start + _ROWS_AT_ONCE]
-            ids = torch.tensor(part, device=logits.device)
-            found = measure(logits[start : start + len(part)], ids, num_top)
-            results += found.read([num_top] * len(part))
-    return results
+        ids = torch.tensor(target_ids, device=logits.device)
+        return measure(logits, ids, num_top).read([num_top] * len(target_ids))
 
 
-_ROWS_AT_ONCE = 32
+# Rows are taken in parts of this size (8 MiB), which the allocator keeps; larger ones are paged in anew each time.
+_VALUES_AT_ONCE = 1 << 21
+
+
+def _measure(
+    logits: torch.Tensor, ids: torch.Tensor, num_top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(1, ids[:, None])
+    # Counting in float32 vectorises, and is exact below 2**24.
+    is_above = torch.gt(logprobs, chosen, out=torch.empty_like(logprobs))
+    ranks = is_above.sum(-1).long() + 1
+    return chosen.squeeze(1), ranks, *_top(logprobs, num_top)
 
 
 def _top(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` best of each row [R, count] and their ids, exact in ties."""
+    """Ids and log probabilities [R, count] of the `count` best of each row, exact in ties."""
     if count == 0:
         empty = logprobs[:, :0]
-        return empty, empty.long()
+        return empty.long(), empty
     for depth in depths(logprobs.shape[1], logprobs.device):
         values, ids = best(logprobs, depth)
         is_exact = depth == logprobs.shape[1] or (
@@ -86,4 +97,4 @@ def _top(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor
         )
         if is_exact:
             break
-    return values[:, :count], ids[:, :count]
+    return ids[:, :count], values[:, :count]

@@ -39,37 +39,29 @@ def uniforms(
     """
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF for seed in seeds], dtype=np.uint64)
     place = np.array(positions, dtype=np.uint64)
-    zero = np.zeros_like(place)
-    counter = (place & _LOW, place >> _HALF, zero + np.uint64(purpose), zero)
-    first, second, _, _ = philox(counter, (key & _LOW, key >> _HALF))
+    counter = np.zeros((4, len(key)), dtype=np.uint64)
+    counter[0], counter[1], counter[2] = place & _LOW, place >> _HALF, purpose
+    first, second, _, _ = philox(counter, np.stack([key & _LOW, key >> _HALF]))
     bits = ((first >> np.uint64(5)) << np.uint64(26)) | (second >> np.uint64(6))
-    return bits.astype(np.float64) * 2.0**-53
+    return np.asarray(bits, dtype=np.float64) * 2.0**-53
 
 
-def philox(
-    counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]
-) -> tuple[Words, Words, Words, Words]:
-    """Philox 4x32-10 over arrays: every word is 32 bits, kept in 64 so that products do not overflow."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        left = c0 * _MULTIPLIER_0
-        right = c2 * _MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            (right >> _HALF) ^ c1 ^ k0,
-            right & _LOW,
-            (left >> _HALF) ^ c3 ^ k1,
-            left & _LOW,
-        )
-        k0 = (k0 + _WEYL_0) & _LOW
-        k1 = (k1 + _WEYL_1) & _LOW
-    return c0, c1, c2, c3
+def philox(counter: Words, key: Words) -> Words:
+    """Philox 4x32-10 of counters [4, R] under keys [2, R]: [4, R].
+
+    Every word is 32 bits, kept in 64 so that products do not overflow. Words 0 and 2 go through a round side by side.
+    """
+    even, odd = counter[0::2], counter[1::2]
+    keys = (key + _WEYL * _ROUND_NUMBERS) & _LOW
+    for round_key in keys:
+        product = even * _MULTIPLIER
+        even = (product >> _HALF)[::-1] ^ odd ^ round_key
+        odd = (product & _LOW)[::-1]
+    return np.stack([even[0], odd[0], even[1], odd[1]])
 
 
-_ROUNDS = 10
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
-_MULTIPLIER_0 = np.uint64(0xD2511F53)
-_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = np.uint64(0x9E3779B9)
-_WEYL_1 = np.uint64(0xBB67AE85)
+_MULTIPLIER = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_ROUND_NUMBERS = np.arange(10, dtype=np.uint64)[:, None, None]

@@ -125,7 +125,7 @@ class Sampler:
         with torch.inference_mode():
             slots = [self._slot(row.slot) for row in rows]
             wanted = [i for i, slot in enumerate(slots) if slot.num_logprobs is not None]
-            raw = _copy_rows(logits, wanted) if wanted else None
+            raw = _unshaped(logits, wanted, slots) if wanted else None
             best_ids, is_finite = self._shape(logits, rows, slots)
             ids = self._draw(logits, rows, slots, best_ids)
             found = None
@@ -285,5 +285,8 @@ def _part(values: torch.Tensor, numbers: Sequence[int], wanted: list[int]) -> to
     return values[torch.tensor([place[number] for number in wanted], device=values.device)]
 
 
-def _copy_rows(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    return values[torch.tensor(rows, device=values.device)]
+def _unshaped(logits: torch.Tensor, wanted: list[int], slots: Sequence[_Slot]) -> torch.Tensor:
+    """The rows `wanted` of the logits, safe from the processors: a copy only where one will act."""
+    if len(wanted) < len(slots):
+        return logits[torch.tensor(wanted, device=logits.device)]
+    return logits.clone() if any(slot.acting for slot in slots) else logits
