@@ -86,7 +86,7 @@ def vocabulary_from_gguf(metadata: Mapping[str, MetadataValue]) -> Vocabulary:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """No cyclic garbage collection meanwhile: it would walk half a million new tuples, none in a cycle, again and again."""
+    """No cyclic garbage collection meanwhile: it would walk half a million new tuples, none of them in a cycle."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -144,7 +144,7 @@ def _frame(
 
 def _spelling(backend: tokenizers.Tokenizer, path: Path) -> tuple[Spelling, bool]:
     """How tokens stand for bytes, and whether decoding drops a leading space; read off the file's decoder."""
-    steps = {step["type"]: step for step in _decoder_steps(backend)}
+    steps = {str(step["type"]): step for step in _decoder_steps(backend)}
     if "ByteLevel" in steps:
         return Spelling.BYTE_LEVEL, False
     if "Metaspace" in steps:
