@@ -1,0 +1,19 @@
+"""A path to the source of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nonet.weights.base import WeightSource
+from nonet.weights.gguf_source import GGUFSource
+from nonet.weights.safetensors_source import SafetensorsSource
+
+__all__ = ["open_weights"]
+
+
+def open_weights(path: Path) -> WeightSource:
+    """The weights of a Hugging Face directory or a GGUF file; the caller closes the source.
+
+    Raises ModelFileError for a broken file, UnsupportedModelError for formats that nonet cannot read.
+    """
+    return SafetensorsSource(path) if path.is_dir() else GGUFSource(path)
