@@ -159,7 +159,8 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ModelFileError(
-                    f"{path}: the header is said to have {length} bytes, the file has {size}; it is truncated or corrupt"
+                    f"{path}: the header is said to have {length} bytes, the file has {size}; "
+                    f"it is truncated or corrupt"
                 )
             content = _parse_json(file.read(length), path)
     except OSError as error:
