@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nonet.core.outputs import TokenLogprob
 from nonet.core.step import NewSequence, Row, RowResult, StepPlan, StepResult
@@ -42,14 +42,14 @@ class _Known:
     tables: list[list[int]]
     cache_salt: str
     next_start: int | None = None  # where its next row must begin; None before the first
-    used: list[set[int]] = field(default_factory=list)  # blocks of each row in flight
 
 
 class FakeRunner:
     """`launch` runs a step as far as the device would, `collect` hands over the oldest result.
 
-    `draft_hits(seq_id, position)` says how many right drafts, then wrong ones, to propose; None for no drafts.
-    `salts` tells the salt of a sequence: a real runner has no use for it, here it is part of the content.
+    With `num_drafts` it proposes that many after each sample, some of the first ones right. A row that samples one of
+    `errors` fails. `salts` tells the salt of a sequence: a real runner has no use for it, this one stores it with the
+    content.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class FakeRunner:
         self.flying: deque[tuple[StepResult, list[tuple[int, set[int]]]]] = deque()
         self.salts: dict[int, str] = {}
         self.seeds: dict[int, int] = {}
-        self.tokens_run = 0
+        self.num_accepted = 0
         self.last_step_id = -1
 
     def launch(self, plan: StepPlan) -> None:
@@ -95,7 +95,6 @@ class FakeRunner:
         for row in plan.rows:
             used.append((row.seq_id, self._read(row)))
             outcomes.append(self._sample(row))
-        self.tokens_run += plan.num_tokens
         self.flying.append((StepResult(step_id=plan.step_id, rows=outcomes), used))
 
     def collect(self) -> StepResult:
@@ -136,6 +135,7 @@ class FakeRunner:
         for position in range(row.start, stop + len(row.drafts)):
             value = content(tokens[: position + 1], seq.new.adapter_id, seq.cache_salt)
             for group, table in enumerate(seq.tables):
+                assert position // size < len(table), "a write past the block table"
                 block_id = table[position // size]
                 assert block_id != 0, "a write to the null block"
                 block = self.kv.pool.blocks[block_id]
@@ -155,7 +155,8 @@ class FakeRunner:
                 block_id = seq.tables[group][position // size]
                 value = content(tokens[: position + 1], seq.new.adapter_id, seq.cache_salt)
                 assert self.memory.get((block_id, position % size)) == (group, value), (
-                    f"sequence {row.seq_id} at {row.start}: token {position} of group {group} is not in block {block_id}"
+                    f"sequence {row.seq_id} at {row.start}: block {block_id} of group {group} "
+                    f"does not hold token {position}"
                 )
                 used.add(block_id)
         return used
@@ -178,6 +179,7 @@ class FakeRunner:
         # Also when the row fails: the next step may be under way already and takes what is there.
         seq.token_ids += sampled
         seq.next_start = stop + len(sampled) - 1
+        self.num_accepted += len(sampled) - 1
         if self.error_tokens.intersection(sampled):
             return RowResult(seq_id=row.seq_id, error="logits are not numbers")
         return RowResult(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fake_runner import FakeRunner, logprob_of, next_token
-
 from nonet.config.resolved import CacheGroup
 from nonet.core.clock import FakeClock
 from nonet.core.outputs import SequenceDelta, TokenLogprob
@@ -14,6 +12,7 @@ from nonet.kv.cache import KVCache
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
+from tests.simulate.fake_runner import FakeRunner, logprob_of, next_token
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,14 @@ class Simulation:
         self.scheduler.abort(request_ids, index)
         self._drain()
         self._check()
+
+    def preempt(self, choice: int) -> None:
+        """Preempt a running sequence at will, as the planner does for want of blocks."""
+        roster = self.scheduler._roster
+        if roster.running:
+            running = list(roster.running.values())
+            roster.preempt(running[choice % len(running)])
+            self._check()
 
     def step(self) -> bool:
         """One turn of the engine's loop; False when nothing could be done."""

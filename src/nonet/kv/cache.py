@@ -7,6 +7,7 @@ later token can see become the null block; the numbering stays.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -64,6 +65,7 @@ class _Held:
     seq_id: int
     tables: list[list[int]]
     num_slid: list[int]  # per group, leading entries that a window has left behind
+    slides_at: int  # position from which a window leaves one more entry behind
     num_published: int = 0  # leading blocks that were offered to the prefix index
     changes: list[tuple[int, int, int]] = field(default_factory=list)  # group, start, stop
 
@@ -160,8 +162,13 @@ class KVCache:
     def attach(self, seq: CacheUser, hit: PrefixHit) -> None:
         """Give the sequence its tables, starting from a hit that was matched just now."""
         assert seq.seq_id not in self._held, f"sequence {seq.seq_id} already holds tables"
-        held = _Held(seq.seq_id, [list(blocks) for blocks in hit.blocks], [0] * len(self.groups))
-        held.num_published = hit.num_tokens // self.block_size
+        held = _Held(
+            seq.seq_id,
+            tables=[list(blocks) for blocks in hit.blocks],
+            num_slid=[0] * len(self.groups),
+            slides_at=0 if self._windows else sys.maxsize,
+            num_published=hit.num_tokens // self.block_size,
+        )
         self._held[seq.seq_id] = held
         for g, table in enumerate(held.tables):
             self.pool.share(table)
@@ -183,8 +190,7 @@ class KVCache:
         a step in flight may still read what it sees.
         """
         held = self._held[seq.seq_id]
-        if self._windows:
-            self._slide(held, seq.num_computed)
+        self._slide(held, seq.num_computed)
         have = len(held.tables[0])
         missing = -(-(seq.num_planned + num_tokens) // self.block_size) - have
         if missing <= 0:
@@ -317,8 +323,13 @@ class KVCache:
         return min(blocks, (window + chunk - 3) // self.block_size + 2)
 
     def _slide(self, held: _Held, position: int) -> None:
+        """Free what tokens from `position` on cannot see."""
+        if position < held.slides_at:
+            return
+        held.slides_at = sys.maxsize
         for g, window in self._windows:
-            first = min(self._first_visible(window, position), len(held.tables[g]))
+            first = self._first_visible(window, position)
+            held.slides_at = min(held.slides_at, (first + 1) * self.block_size + window - 1)
             done = held.num_slid[g]
             if first > done:
                 table = held.tables[g]

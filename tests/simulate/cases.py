@@ -1,0 +1,113 @@
+"""Random workloads: what the engine is set to, and who comes, leaves and waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from nonet.core.errors import OverloadedError, UserError
+from nonet.core.request import Request
+from nonet.core.sampling_params import SamplingParams
+from tests.simulate.harness import Setup, Simulation
+
+
+@dataclass(frozen=True)
+class Arrive:
+    request: Request
+
+
+@dataclass(frozen=True)
+class Leave:
+    request_id: str
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Preempt:
+    """Take a running sequence's blocks away, though there is no need."""
+
+    choice: int
+
+
+@dataclass(frozen=True)
+class Run:
+    steps: int
+
+
+@dataclass(frozen=True)
+class Case:
+    setup: Setup
+    events: tuple[Arrive | Leave | Preempt | Run, ...]
+
+
+def random_setup(random: Random) -> Setup:
+    """Small pools and budgets, so that everything is scarce at some time."""
+    return Setup(
+        windows=random.choice([(None,), (None, 5), (7,), (None, 3, 9), (1, None)]),
+        num_blocks=random.choice([12, 16, 24]),
+        block_size=random.choice([2, 4]),
+        prefix_cache=random.random() < 0.8,
+        max_num_seqs=random.choice([1, 4, 6, 6]),
+        max_tokens=random.choice([6, 10, 30]),
+        chunked=random.random() < 0.7,
+        max_model_len=random.choice([24, 40]),
+        max_waiting=random.choice([4, 100]),
+        policy=random.choice(["fcfs", "priority:aging_s=0.1"]),
+        depth=random.choice([0, 1]),
+        num_drafts=random.choice([0, 0, 3]),
+        needs_host_tokens=random.random() < 0.3,
+        error_tokens=frozenset({3}) if random.random() < 0.1 else frozenset(),
+    )
+
+
+def random_request(random: Random, name: str) -> Request:
+    """Prompts of few different tokens, so that beginnings are often shared."""
+    head = [random.randrange(2)] * random.randrange(1, 8)
+    tail = [random.randrange(2) for _ in range(random.randrange(0, 8))]
+    return Request(
+        request_id=name,
+        prompt_ids=head + tail,
+        eos_ids=(1, 2),
+        priority=random.randrange(-2, 3),
+        cache_salt=random.choice(["", "", "salt"]),
+        adapter_id=random.choice(["", "", "adapter"]),
+        params=SamplingParams(
+            n=random.choice([1, 1, 1, 3]),
+            max_tokens=random.choice([None, 1, 8, 20]),
+            min_tokens=random.choice([0, 0, 3]),
+            ignore_eos=random.random() < 0.6,
+            stop_token_ids=random.choice([[], [], [4, 5]]),
+            prompt_logprobs=random.choice([None, None, 0]),
+            seed=random.choice([None, 5, -1]),
+        ),
+    )
+
+
+def random_case(random: Random, num_requests: int = 12) -> Case:
+    events: list[Arrive | Leave | Preempt | Run] = []
+    for i in range(num_requests):
+        events.append(Arrive(random_request(random, f"r{i}")))
+        events.append(Run(random.randrange(5)))
+        if random.random() < 0.3:
+            events += [Preempt(random.randrange(6)), Run(random.randrange(3))]
+        if random.random() < 0.15:
+            events.append(Leave(f"r{random.randrange(i + 1)}", random.choice([None, 0, 1])))
+    return Case(random_setup(random), tuple(events))
+
+
+def play(simulation: Simulation, case: Case) -> None:
+    """All events in turn, then until every request has ended. Refused requests are left out."""
+    for event in case.events:
+        if isinstance(event, Arrive):
+            try:
+                simulation.add(event.request)
+            except (UserError, OverloadedError):
+                continue
+        elif isinstance(event, Leave):
+            simulation.abort([event.request_id], event.index)
+        elif isinstance(event, Preempt):
+            simulation.preempt(event.choice)
+        else:
+            for _ in range(event.steps):
+                simulation.step()
+    simulation.run()
