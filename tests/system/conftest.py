@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
-from fake_engine import FakeConfig
-from harness import StartClient, fake_launch
 
 from nonet.engine.client import EngineClient, Supervision
+from tests.system.fake_engine import FakeConfig
+from tests.system.harness import RunningServer, StartClient, fake_launch, start_server
 
 
 @pytest.fixture
@@ -27,3 +28,27 @@ async def start_client() -> AsyncIterator[StartClient]:
     yield start
     for client in clients:
         await client.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server that all harmless tests share."""
+    running = start_server(tmp_path_factory.mktemp("server"), FakeConfig(step_s=0.001))
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def start_one(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """`start_one(FakeConfig(...), host=..., ...)`: a server of the test's own."""
+    started: list[RunningServer] = []
+
+    def start(fake: FakeConfig | None = None, **options: object) -> RunningServer:
+        started.append(start_server(tmp_path, fake, **options))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait(10)

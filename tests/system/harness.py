@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import msgspec
-from fake_engine import FakeConfig
+import psutil
 
 from nonet.engine.client import EngineClient, EngineLaunch
+from tests.system.fake_engine import FakeConfig
 
-HERE = str(Path(__file__).parent)
+ROOT = str(Path(__file__).parents[2])
 
 StartClient = Callable[..., Awaitable[EngineClient]]
 
@@ -20,8 +27,8 @@ StartClient = Callable[..., Awaitable[EngineClient]]
 def fake_launch(config: FakeConfig) -> EngineLaunch:
     return EngineLaunch(
         config=msgspec.json.encode(config),
-        factory="fake_engine:build",
-        env={"PYTHONPATH": HERE},
+        factory="tests.system.fake_engine:build",
+        env={"PYTHONPATH": ROOT},
     )
 
 
@@ -31,4 +38,88 @@ async def until(condition: Callable[[], bool], limit_s: float = 5.0) -> float:
     while not condition():
         assert time.monotonic() - start < limit_s, "condition not met in time"
         await asyncio.sleep(0.01)
+    return time.monotonic() - start
+
+
+@dataclass
+class RunningServer:
+    """A server process; `url` is where it listens."""
+
+    process: subprocess.Popen[str]
+    url: str
+    table: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers=headers, timeout=10)
+
+    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=30)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples, whatever their labels."""
+        lines = self.get("/metrics").text.splitlines()
+        found = [line for line in lines if line.partition("{")[0].partition(" ")[0] == name]
+        assert found, f"no metric {name}"
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    def is_ready(self) -> bool:
+        return self.get("/readyz").status_code == 200
+
+    def is_empty(self) -> bool:
+        """No sequence lives in the engine and every block is free."""
+        return (
+            self.metric("nonet_running_sequences") == 0
+            and self.metric("nonet_waiting_requests") == 0
+            and self.metric("nonet_kv_blocks_free") == self.metric("nonet_kv_blocks")
+        )
+
+    def engine_pid(self) -> int:
+        children = psutil.Process(self.process.pid).children()
+        return next(child.pid for child in children if "nonet.engine.process" in child.cmdline())
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+def start_server(folder: Path, fake: FakeConfig | None = None, **server: object) -> RunningServer:
+    """Start a server on a free port and wait for its start-up table."""
+    job = {
+        "fake": msgspec.to_builtins(fake or FakeConfig()),
+        "server": {"port": 0, "drain_s": 5.0, **server},
+    }
+    log = folder / f"server-{time.monotonic_ns()}.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.server_main", json.dumps(job)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout is not None
+    table: list[str] = []
+    for line in process.stdout:
+        table.append(line)
+        if line.strip().startswith("curl "):
+            break
+    text = "".join(table)
+    assert "listening on" in text, log.read_text()
+    url = next(line.split()[2] for line in table if "listening on" in line)
+    return RunningServer(process, url, text, log)
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 5.0) -> float:
+    """`until` for tests that are not async."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < limit_s, "condition not met in time"
+        time.sleep(0.02)
     return time.monotonic() - start

@@ -10,8 +10,6 @@ import sys
 
 import psutil
 import pytest
-from fake_engine import FakeConfig, next_token
-from harness import HERE, StartClient, until
 
 from nonet.core.errors import (
     ConfigError,
@@ -24,6 +22,8 @@ from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.client import EngineClient, Supervision
+from tests.system.fake_engine import FakeConfig, next_token
+from tests.system.harness import ROOT, StartClient, until
 
 QUICK = Supervision(tick_s=0.05, hang_s=0.4, backoff_s=0.02)
 
@@ -184,8 +184,8 @@ async def test_idle_reader_gets_empty_lists(start_client: StartClient) -> None:
 PARENT = """
 import asyncio, sys
 sys.path.insert(0, {here!r})
-from harness import fake_launch
-from fake_engine import FakeConfig
+from tests.system.harness import fake_launch
+from tests.system.fake_engine import FakeConfig
 from nonet.engine.client import EngineClient
 
 async def main():
@@ -200,7 +200,7 @@ asyncio.run(main())
 
 async def test_engine_leaves_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(here=HERE)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     with parent:
         assert parent.stdout is not None

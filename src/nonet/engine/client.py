@@ -100,15 +100,15 @@ class EngineClient:
             raise
         self._supervisor = asyncio.create_task(self._supervise())
 
-    async def close(self) -> None:
-        """End the engine; requests in flight get EngineDeadError."""
+    async def close(self, *, at_once: bool = False) -> None:
+        """End the engine, with `at_once` in the middle of its step; requests in flight get EngineDeadError."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
         self._is_ready = False
         self._fail_all(EngineDeadError("the server is stopping"))
-        await self._drop_link(kill=False)
+        await self._drop_link(kill=at_once)
 
     def generate(
         self, request: Request, *, idle_s: float | None = None
@@ -263,7 +263,8 @@ class EngineClient:
 
     async def _watch_until_ended(self) -> None:
         link, watch = self._link, self._watch
-        assert link is not None and watch is not None
+        assert link is not None
+        assert watch is not None
         while not self._ended.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), self._limits.tick_s)

@@ -78,8 +78,8 @@ def resolved_engine(config: bytes) -> EngineLike:
     """The default factory: the real engine from a `Resolved` as JSON."""
     from nonet.config.resolved import Resolved
 
-    module = importlib.import_module("nonet.engine.engine")
-    return cast(EngineLike, module.Engine(msgspec.json.decode(config, type=Resolved)))
+    assemble = importlib.import_module("nonet.engine.assemble")
+    return cast(EngineLike, assemble.build_engine(msgspec.json.decode(config, type=Resolved)))
 
 
 def main(launch_path: str) -> int:

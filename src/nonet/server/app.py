@@ -1,0 +1,95 @@
+"""The ASGI application: one door that every request passes, and the table of routes behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nonet.core.errors import NonetError, UnavailableError
+from nonet.server import health
+from nonet.server.auth import OPEN_PATHS
+from nonet.server.call import Call, Endpoint, header
+from nonet.server.errors import route_error
+from nonet.server.openai.chat import chat_completions
+from nonet.server.openai.completions import completions
+from nonet.server.openai.models import list_models, show_model
+from nonet.server.openai.tokenize import detokenize, tokenize
+from nonet.server.state import ServerState
+
+__all__ = ["ROUTES", "create_app"]
+
+ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
+    ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/completions", completions),
+    ("GET", "/v1/models", list_models),
+    ("GET", "/v1/models/{name:path}", show_model),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+    ("GET", "/livez", health.livez),
+    ("GET", "/readyz", health.readyz),
+    ("GET", "/health", health.health),
+    ("GET", "/version", health.version_info),
+    ("GET", "/metrics", health.metrics),
+)
+
+
+def create_app(state: ServerState) -> ASGIApp:
+    """The application over `state`; it starts and stops nothing."""
+    router = Starlette(
+        routes=[Route(path, Endpoint(run), methods=[method]) for method, path, run in ROUTES],
+        exception_handlers={HTTPException: _unrouted},
+    )
+    router.router.redirect_slashes = False
+    return _Door(router, state)
+
+
+class _Door:
+    """Host, key and draining are checked here, before any route is looked up; it also knows who is inside."""
+
+    def __init__(self, inner: ASGIApp, state: ServerState) -> None:
+        self._inner = inner
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        state = self._state
+        call = Call(scope, receive, send, state)
+        is_probe = scope["path"] in OPEN_PATHS
+        try:
+            state.hosts.check(header(scope, b"host"))
+            if not is_probe:
+                call.tenant = state.keys.tenant_of(header(scope, b"authorization"))
+                if state.is_draining:
+                    raise UnavailableError("the server is shutting down; try another")
+        except NonetError as error:
+            await call.fail(error)
+            return
+        scope["nonet.call"] = call
+        if is_probe:
+            await self._inner(scope, receive, send)
+            return
+        state.active.add(call)
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            state.active.discard(call)
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """No such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    answer = route_error(error.status_code, request.scope["path"])
+    call: Call = request.scope["nonet.call"]
+    call.state.metrics.responded(answer.status)
+    headers = {key.decode(): value.decode() for key, value in answer.headers}
+    headers |= {"content-type": "application/json", "x-request-id": call.request_id}
+    if error.headers:
+        headers |= dict(error.headers)
+    return Response(answer.body, answer.status, headers)

@@ -1,0 +1,226 @@
+"""One HTTP call: its identity, its body, its answer, and what happens when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+import orjson
+from starlette.types import Message, Receive, Scope, Send
+
+from nonet.core import limits
+from nonet.core.errors import InvalidRequestError, RequestTooLargeError, UserError
+from nonet.server.errors import answer_of, event_of
+from nonet.server.limits import maximum
+from nonet.server.protocol import ABORT_EXTENSION
+from nonet.server.sse import EventStream
+from nonet.server.state import ServerState
+
+__all__ = ["Call", "Endpoint"]
+
+T = TypeVar("T")
+logger = logging.getLogger("nonet.server")
+
+
+class Call:
+    """The endpoint's view of a request; answers with `respond`, `respond_bytes` or an `EventStream`."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, state: ServerState) -> None:
+        self.scope = scope
+        self.state = state
+        self.tenant = ""  # the hash of the key, set once it was checked
+        self.request_id = _request_id(header(scope, b"x-request-id"))
+        self._receive = receive
+        self._raw_send = send
+        self._has_started = False
+
+    async def json(self, schema: type[T]) -> T:
+        """The body as `schema`; the errors name the field."""
+        body = await self._body()
+        try:
+            return msgspec.json.decode(body, type=schema)
+        except msgspec.ValidationError as error:
+            message, param = _explain(str(error))
+            raise InvalidRequestError(message, param) from None
+        except msgspec.DecodeError as error:
+            raise InvalidRequestError(f"the body is not JSON: {error}") from None
+        except UnicodeDecodeError:
+            raise InvalidRequestError("the body is not valid UTF-8") from None
+        except RecursionError:
+            raise InvalidRequestError("the body nests too deeply; flatten it") from None
+
+    async def respond(self, value: object, status: int = 200) -> None:
+        await self.respond_bytes(orjson.dumps(value), status=status)
+
+    async def respond_bytes(
+        self,
+        body: bytes,
+        *,
+        status: int = 200,
+        content_type: bytes = b"application/json",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    (b"content-type", content_type),
+                    (b"content-length", str(len(body)).encode()),
+                    (b"x-request-id", self.request_id.encode()),
+                    *headers,
+                ],
+            }
+        )
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def fail(self, error: Exception) -> None:
+        """Answer with the error object, unless an answer has begun."""
+        if self._has_started:
+            self.cut()
+            return
+        answer = answer_of(error)
+        await self.respond_bytes(answer.body, status=answer.status, headers=answer.headers)
+
+    def event_stream(self, request_ids: list[str]) -> EventStream:
+        """A stream whose unsent bytes are those that the engine client holds for `request_ids`."""
+        engine = self.state.engine
+        return EventStream(
+            self._send,
+            ((b"x-request-id", self.request_id.encode()),),
+            lambda: sum(engine.pending_bytes(request_id) for request_id in request_ids[:1]),
+            self.cut,
+        )
+
+    def cut(self) -> None:
+        """Drop the connection without waiting for its buffer to empty."""
+        extension = self.scope.get("extensions", {}).get(ABORT_EXTENSION)
+        if extension is not None:
+            extension["transport"].abort()
+
+    def while_connected(self) -> _WhileConnected:
+        """A block that is cancelled, quietly, when the client leaves. The body must have been read."""
+        return _WhileConnected(self._receive)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_started = True
+            self.state.metrics.responded(message["status"])
+        await self._raw_send(message)
+
+    async def _body(self) -> bytes:
+        limit = self.state.config.max_body_bytes
+        declared = header(self.scope, b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(maximum("body_s")):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise InvalidRequestError("the client left before its body was complete")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise _too_large(limit)
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"the body did not arrive within {maximum('body_s')} s"
+            ) from None
+
+
+class Endpoint:
+    """An ASGI endpoint around an async function of a `Call`; every error becomes an answer."""
+
+    def __init__(self, run: Callable[[Call], Awaitable[None]]) -> None:
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope["nonet.call"]
+        try:
+            await self._run(call)
+        except UserError as error:
+            await call.fail(error)
+        except Exception as error:
+            if answer_of(error).status == 500:
+                logger.exception("event=request_failed id=%s", call.request_id)
+            await call.fail(error)
+
+
+class _WhileConnected:
+    """Cancels the task inside when a disconnect arrives; leaves no trace of that cancellation outside."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_gone = False
+        self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._watch = asyncio.create_task(self._wait())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        assert self._watch is not None
+        assert self._task is not None
+        self._watch.cancel()
+        if not self._is_gone:
+            return False
+        self._task.uncancel()
+        return kind is not None and issubclass(kind, asyncio.CancelledError)
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        assert self._task is not None
+        self._is_gone = True
+        self._task.cancel()
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header called `name` (lower case)."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value).decode("latin-1")
+    return None
+
+
+def error_event(error: Exception) -> bytes:
+    """The error object as one event."""
+    return b"data: " + event_of(error) + b"\n\n"
+
+
+def _request_id(given: str | None) -> str:
+    """The client's id when it is short and printable, else a new one."""
+    longest = limits.LIMITS["request_id"].max_length or 0
+    if given and len(given) <= longest and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def _too_large(limit: int) -> RequestTooLargeError:
+    return RequestTooLargeError(f"the body is over {limit} bytes, the most that is taken")
+
+
+def _explain(message: str) -> tuple[str, str | None]:
+    """msgspec's sentence and the path in it, as the client would write it."""
+    text, _, place = message.partition(" - at `")
+    path = place.rstrip("`").removeprefix("$.").removeprefix("$")
+    if not path:
+        return f"the body is wrong: {text}", None
+    return f"{path}: {text}", path.partition("[")[0].partition(".")[0]

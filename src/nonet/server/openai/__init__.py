@@ -1,0 +1,1 @@
+"""The OpenAI dialect: request schemas, and the endpoints that answer in its shapes."""

@@ -1,0 +1,195 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from nonet.core.errors import InvalidRequestError
+from nonet.core.limits import check
+from nonet.server.call import Call
+from nonet.server.generation import ChoiceText, Generation
+from nonet.server.limits import check_choices
+from nonet.server.openai.delivery import send_stream, send_whole
+from nonet.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from nonet.server.openai.messages import check_tools, template_messages
+from nonet.server.openai.sampling import (
+    check_common,
+    engine_requests,
+    sampling_params,
+    wants_usage,
+)
+from nonet.server.openai.schemas import ChatRequest
+from nonet.server.prompts import check_fits, encode_text, render_chat
+from nonet.text.tokenizer import Tokenizer
+
+__all__ = ["chat_completions"]
+
+
+async def chat_completions(call: Call) -> None:
+    """Answer a conversation, as a stream or whole."""
+    received_s = time.monotonic()
+    body = await call.json(ChatRequest)
+    model = call.state.model
+    check_common(body, model)
+    check_choices(1, 1 if body.n is None else body.n)
+    params = sampling_params(
+        body, model, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body)
+    )
+    messages = template_messages(body.messages)
+    text = await render_chat(
+        call.state,
+        messages,
+        tools=check_tools(body),
+        template_kwargs=body.chat_template_kwargs,
+    )
+    prompt_ids = await encode_text(call.state, text, "messages", add_special=False)
+    check_fits(model, prompt_ids, params.max_tokens, "messages")
+    name = f"chatcmpl-{uuid.uuid4().hex}"
+    requests = engine_requests(call, name, [prompt_ids], params, body)
+    generation = Generation(call.state, requests, received_s)
+    if body.stream:
+        shape = _ChatChunks(call, body, name, prompt_ids, generation.num_choices)
+        await send_stream(call, generation, shape, with_usage=wants_usage(body))
+        return
+    await send_whole(
+        call,
+        generation,
+        lambda choices: _whole(call, body, name, prompt_ids, generation, choices),
+    )
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    for field, value in (
+        ("max_completion_tokens", body.max_completion_tokens),
+        ("max_tokens", body.max_tokens),
+    ):
+        if value is not None:
+            check("max_tokens", value, param=field)
+            return value
+    return None
+
+
+def _num_logprobs(body: ChatRequest) -> int | None:
+    if body.top_logprobs is not None:
+        check("top_logprobs", body.top_logprobs)
+        if not body.logprobs:
+            raise InvalidRequestError(
+                "top_logprobs needs logprobs; set logprobs to true", "top_logprobs"
+            )
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _whole(
+    call: Call,
+    body: ChatRequest,
+    name: str,
+    prompt_ids: list[int],
+    generation: Generation,
+    choices: Sequence[ChoiceText],
+) -> dict[str, Any]:
+    tokenizer = call.state.tokenizer
+    answer: dict[str, Any] = {
+        "id": name,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": call.state.model.name,
+        "choices": [
+            {
+                "index": choice.choice,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": chat_logprobs(tokenizer, choice.logprobs) if body.logprobs else None,
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+                **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
+            }
+            for choice in choices
+        ],
+        "usage": generation.usage.as_json(),
+    }
+    if body.prompt_logprobs is not None:
+        answer["prompt_logprobs"] = prompt_logprobs(tokenizer, choices[0].prompt_logprobs)
+    if body.return_token_ids:
+        answer["prompt_token_ids"] = prompt_ids
+    return answer
+
+
+class _ChatChunks:
+    """Chunks of one chat stream; a plain piece of text is two prepared halves around the quoted text."""
+
+    def __init__(
+        self, call: Call, body: ChatRequest, name: str, prompt_ids: list[int], num_choices: int
+    ) -> None:
+        self._tokenizer: Tokenizer = call.state.tokenizer
+        self._body = body
+        self._prompt_ids = prompt_ids
+        self._num_choices = num_choices
+        self._head: dict[str, Any] = {
+            "id": name,
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": call.state.model.name,
+        }
+        self._tail: dict[str, Any] = {"usage": None} if wants_usage(body) else {}
+        self._is_plain = not (body.logprobs or body.return_token_ids)
+        start = b"data: " + orjson.dumps(self._head)[:-1]
+        self._before = [
+            start + b',"choices":[{"index":%d,"delta":{"content":' % choice
+            for choice in range(num_choices)
+        ]
+        usage = b',"usage":null' if self._tail else b""
+        self._after = b'},"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
+
+    def opening(self) -> bytes:
+        """The role of each choice; the first chunk also carries the prompt's token ids when asked for."""
+        extra = {"prompt_token_ids": self._prompt_ids} if self._body.return_token_ids else {}
+        events = [
+            self._chunk(
+                [
+                    {
+                        "index": choice,
+                        "delta": {"role": "assistant", "content": ""},
+                        "logprobs": None,
+                        "finish_reason": None,
+                    }
+                ],
+                extra if choice == 0 else {},
+            )
+            for choice in range(self._num_choices)
+        ]
+        return b"".join(events)
+
+    def piece(self, piece: ChoiceText) -> bytes:
+        if self._is_plain and piece.finish_reason is None and piece.prompt_logprobs is None:
+            if not piece.text:
+                return b""
+            return self._before[piece.choice] + orjson.dumps(piece.text) + self._after
+        logprobs = (
+            chat_logprobs(self._tokenizer, piece.logprobs)
+            if self._body.logprobs and piece.logprobs
+            else None
+        )
+        choice = {
+            "index": piece.choice,
+            "delta": {"content": piece.text} if piece.text or piece.finish_reason is None else {},
+            "logprobs": logprobs,
+            "finish_reason": piece.finish_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self._body.return_token_ids:
+            choice["token_ids"] = piece.token_ids
+        extra: dict[str, Any] = {}
+        if piece.prompt_logprobs is not None:
+            extra["prompt_logprobs"] = prompt_logprobs(self._tokenizer, piece.prompt_logprobs)
+        return self._chunk([choice], extra)
+
+    def usage(self, usage: dict[str, object]) -> bytes:
+        return b"data: " + orjson.dumps({**self._head, "choices": [], "usage": usage}) + b"\n\n"
+
+    def _chunk(self, choices: list[dict[str, Any]], extra: dict[str, Any]) -> bytes:
+        body = {**self._head, "choices": choices, **self._tail, **extra}
+        return b"data: " + orjson.dumps(body) + b"\n\n"

@@ -1,0 +1,94 @@
+"""Messages and tools of a chat, checked and made into what a chat template takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from nonet.core.errors import InvalidRequestError
+from nonet.server.limits import check_depth, check_length
+from nonet.server.openai.schemas import ChatMessage, ChatRequest, ContentPart
+from nonet.server.prompts import check_text
+
+__all__ = ["check_tools", "template_messages"]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as plain dicts: parts joined, `developer` as `system`, tool arguments as objects."""
+    check_length("messages", len(messages), "messages")
+    if not messages:
+        raise InvalidRequestError("messages is empty; give at least one message", "messages")
+    return [_template_message(number, message) for number, message in enumerate(messages)]
+
+
+def check_tools(body: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools for the template; InvalidRequestError for a choice that would need their answers parsed."""
+    if body.chat_template_kwargs:
+        check_depth(body.chat_template_kwargs, "chat_template_kwargs")
+    if body.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequestError(
+            "a tool_choice other than 'auto' and 'none' is not supported yet", "tool_choice"
+        )
+    if not body.tools:
+        return None
+    check_length("tools", len(body.tools), "tools")
+    check_depth(body.tools, "tools")
+    return None if body.tool_choice == "none" else body.tools
+
+
+def _template_message(number: int, message: ChatMessage) -> dict[str, Any]:
+    where = f"messages[{number}]"
+    if message.role not in ROLES:
+        raise InvalidRequestError(
+            f"{where} has role {message.role[:50]!r}; allowed: {', '.join(ROLES)}", "messages"
+        )
+    content = message.content
+    text = _joined(where, content) if isinstance(content, list) else content
+    if text is None and message.role != "assistant":
+        raise InvalidRequestError(f"{where} has no content; give a text", "messages")
+    plain: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": text or "",
+    }
+    for field, value in (("name", message.name), ("tool_call_id", message.tool_call_id)):
+        if value is not None:
+            check_length("name", len(value), "messages")
+            plain[field] = value
+    if message.tool_calls:
+        check_length("tool_calls", len(message.tool_calls), "messages")
+        check_depth(message.tool_calls, "messages")
+        plain["tool_calls"] = [_with_object_arguments(one) for one in message.tool_calls]
+    if text is not None:
+        check_text(text, "messages")
+    return plain
+
+
+def _joined(where: str, parts: list[ContentPart]) -> str:
+    check_length("content_parts", len(parts), "messages")
+    texts: list[str] = []
+    for part in parts:
+        if part.type != "text":
+            raise InvalidRequestError(
+                f"{where} has a part of type {part.type[:50]!r}; this server takes text parts only",
+                "messages",
+            )
+        if part.text is None:
+            raise InvalidRequestError(f"{where} has a text part without text", "messages")
+        texts.append(part.text)
+    return "\n".join(texts)
+
+
+def _with_object_arguments(tool_call: dict[str, Any]) -> dict[str, Any]:
+    """Clients send a call's arguments as JSON text; templates want the object."""
+    function = tool_call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return tool_call
+    try:
+        arguments = orjson.loads(function["arguments"])
+    except orjson.JSONDecodeError:
+        return tool_call
+    check_depth(arguments, "messages")
+    return {**tool_call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,123 @@
+"""From the fields of a body to requests for the engine: limits checked, the model's recommendations filled in."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from nonet.core.errors import InvalidRequestError, NotFoundError
+from nonet.core.limits import check
+from nonet.core.model_spec import GenerationDefaults
+from nonet.core.request import Request
+from nonet.core.sampling_params import SamplingParams
+from nonet.server.call import Call
+from nonet.server.limits import check_length
+from nonet.server.openai.schemas import SamplingFields
+from nonet.server.prompts import check_text
+from nonet.server.state import ServedModel
+
+__all__ = ["check_common", "check_model", "engine_requests", "sampling_params", "wants_usage"]
+
+T = TypeVar("T")
+
+
+def check_model(given: str | None, model: ServedModel) -> None:
+    """NotFoundError when another model is asked for."""
+    if given is None or given == model.name:
+        return
+    check_length("model", len(given), "model")
+    raise NotFoundError(f"no model {given!r} is served here; this server has {model.name!r}")
+
+
+def check_common(body: SamplingFields, model: ServedModel) -> None:
+    """What both endpoints refuse before any work is done."""
+    check_model(body.model, model)
+    for field, text in (("cache_salt", body.cache_salt), ("user", body.user)):
+        if text is not None:
+            check_length(field, len(text), field)
+            check_text(text, field)
+    if body.priority is not None:
+        check("priority", body.priority)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequestError(
+            "stream_options is only for streams; set stream to true", "stream_options"
+        )
+    if body.response_format is not None and body.response_format.type != "text":
+        raise InvalidRequestError(
+            f"response_format {body.response_format.type!r} is not supported yet; use 'text'",
+            "response_format",
+        )
+
+
+def wants_usage(body: SamplingFields) -> bool:
+    """Whether a stream must end with a usage chunk."""
+    return bool(body.stream_options is not None and body.stream_options.include_usage)
+
+
+def sampling_params(
+    body: SamplingFields, model: ServedModel, *, max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
+    """The request's sampling, each field from the body, else from the model, else neutral."""
+    defaults = model.generation
+    params = SamplingParams(
+        n=_first(body.n, 1),
+        temperature=_first(body.temperature, defaults.temperature, 1.0),
+        top_p=_first(body.top_p, defaults.top_p, 1.0),
+        top_k=_top_k(body, defaults),
+        min_p=_first(body.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
+        frequency_penalty=_first(body.frequency_penalty, 0.0),
+        presence_penalty=_first(body.presence_penalty, 0.0),
+        logit_bias=body.logit_bias or None,
+        seed=body.seed,
+        max_tokens=max_tokens,
+        min_tokens=_first(body.min_tokens, 0),
+        stop=_stops(body.stop),
+        stop_token_ids=body.stop_token_ids or [],
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+    )
+    params.verify(model.vocab_size)
+    return params
+
+
+def engine_requests(
+    call: Call, name: str, prompts: list[list[int]], params: SamplingParams, body: SamplingFields
+) -> list[Request]:
+    """One request per prompt. A tenant's key separates its cached prefixes from those of others."""
+    salt = body.cache_salt or ""
+    return [
+        Request(
+            request_id=f"{name}-{number}",
+            prompt_ids=prompt_ids,
+            params=params,
+            eos_ids=call.state.model.eos_ids,
+            priority=body.priority or 0,
+            cache_salt=f"{call.tenant}/{salt}" if call.tenant or salt else "",
+        )
+        for number, prompt_ids in enumerate(prompts)
+    ]
+
+
+def _stops(stop: str | list[str] | None) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    check_length("stop", len(stops), "stop")
+    for text in stops:
+        check_text(text, "stop")
+    return stops
+
+
+def _top_k(body: SamplingFields, defaults: GenerationDefaults) -> int:
+    top_k = _first(body.top_k, defaults.top_k, 0)
+    check("top_k", top_k)
+    return max(top_k, 0)
+
+
+def _first(*values: T | None) -> T:
+    """The first value that was given; the last always is."""
+    for value in values:
+        if value is not None:
+            return value
+    raise AssertionError("the last value is a default")

@@ -1,0 +1,76 @@
+"""uvicorn's HTTP protocol with what it lacks: bounds on headers, and a way to drop a connection at once."""
+
+from __future__ import annotations
+
+import asyncio
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from nonet.server.limits import maximum
+
+__all__ = ["ABORT_EXTENSION", "BoundedProtocol"]
+
+ABORT_EXTENSION = "nonet.abort"
+MAX_HEADER_BYTES = maximum("header_bytes")
+MAX_HEADER_S = maximum("header_s")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Refuses a head that is too large or too slow; the parser itself would collect it for ever.
+
+    The head's clock starts with the connection, and again with each response on a kept-alive connection's next byte.
+    """
+
+    _head_bytes: int = 0
+    _in_head: bool = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(MAX_HEADER_S, self._head_too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(MAX_HEADER_S, self._head_too_slow)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEADER_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: {"transport": self.transport}}
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
+            return
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        self._refuse(b"408 Request Timeout")
+
+    def _refuse(self, status: bytes) -> None:
+        transport = self.transport
+        if not transport.is_closing():
+            transport.write(
+                b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            )
+            transport.close()

@@ -1,0 +1,247 @@
+"""The server process from start to end: engine and tokenizer load side by side, HTTP listens, signals drain.
+
+First SIGTERM or SIGINT: readiness turns false, new calls get 503, running ones may finish for `drain_s`. The second
+ends at once. Running calls that are out of time get an error event before the process leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import uvicorn
+import uvloop
+
+from nonet.config.resolved import Resolved
+from nonet.config.schema import Config, ServerConfig
+from nonet.core.errors import ConfigError
+from nonet.core.model_spec import ModelSpec
+from nonet.engine.client import EngineClient, EngineLaunch, Supervision
+from nonet.server.app import create_app
+from nonet.server.auth import HostList, KeyRing, read_keys, refuse_open_bind
+from nonet.server.protocol import BoundedProtocol
+from nonet.server.sse import StreamGuard
+from nonet.server.startup import curl_line, startup_table
+from nonet.server.state import ServedModel, ServerState
+from nonet.telemetry.metrics import Metrics
+from nonet.text.chat_template import ChatTemplate
+from nonet.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["Serving", "serve"]
+
+SLOW_READER_S = 30.0  # how long one write may wait for a reader
+SOCKET_BUFFER_BYTES = 256 * 1024  # what the kernel may hold for a slow reader
+DRAIN_POLL_S = 0.05
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger("nonet.server")
+
+
+def serve(
+    config: Config,
+    resolved: Resolved,
+    spec: ModelSpec,
+    *,
+    launch: EngineLaunch | None = None,
+    show: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until a signal ends it. ConfigError and the like before anything listens; `show` gets the start-up table.
+
+    `launch` replaces the engine process, for tests.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
+    logging.basicConfig(
+        level=config.server.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    launch = launch or EngineLaunch(config=msgspec.json.encode(resolved))
+    serving = Serving(config.server, resolved, spec, launch)
+    uvloop.run(serving.run(show or _print))
+
+
+class Serving:
+    """One server run: owns the socket, the engine client, the HTTP server and the text thread."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        resolved: Resolved,
+        spec: ModelSpec,
+        launch: EngineLaunch,
+        supervision: Supervision | None = None,
+    ) -> None:
+        self._config = config
+        self._resolved = resolved
+        self._spec = spec
+        self._keys = read_keys(config)
+        refuse_open_bind(config, self._keys)
+        self._socket = _bind(config)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._engine = EngineClient(launch, supervision)
+        self._stop = asyncio.Event()  # first signal
+        self._stop_now = asyncio.Event()  # second signal
+
+    @property
+    def url(self) -> str:
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def engine(self) -> EngineClient:
+        return self._engine
+
+    async def run(self, show: Callable[[str], None]) -> None:
+        """From loading to the end of the last call."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        engine_start = asyncio.create_task(self._engine.start())
+        try:
+            tokenizer, template = await loop.run_in_executor(
+                self._pool, _load_text, self._resolved.model_path
+            )
+            state = self._state(tokenizer, template)
+            with self._socket:
+                await self._serve(state, engine_start, show)
+        finally:
+            engine_start.cancel()
+            await asyncio.gather(engine_start, return_exceptions=True)
+            await self._engine.close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Drain; called a second time, end at once."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _serve(
+        self,
+        state: ServerState,
+        engine_start: asyncio.Task[None],
+        show: Callable[[str], None],
+    ) -> None:
+        http = _HttpServer(_uvicorn_config(state, self._config))
+        serving = asyncio.create_task(http.serve(sockets=[self._socket]))
+        state.guard.start()
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([engine_start, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if engine_start.done():
+                await engine_start  # raises what went wrong
+                show(self._table(state))
+                await stopping
+            state.is_draining = True
+            await self._drain(state)
+            await self._engine.close(at_once=self._stop_now.is_set())
+        finally:
+            stopping.cancel()
+            await state.guard.close()
+            http.should_exit = True
+            await serving
+
+    async def _drain(self, state: ServerState) -> None:
+        """Wait until nobody is inside, time is up, or the second signal comes."""
+        logger.info("event=drain active=%d limit_s=%.1f", len(state.active), self._config.drain_s)
+        end_s = time.monotonic() + self._config.drain_s
+        while state.active and time.monotonic() < end_s and not self._stop_now.is_set():
+            await asyncio.sleep(DRAIN_POLL_S)
+        logger.info("event=drained active=%d", len(state.active))
+
+    def _state(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> ServerState:
+        resolved, spec, engine = self._resolved, self._spec, self._engine
+        metrics = Metrics(resolved.served_name, lambda: engine.stats, lambda: engine.num_deaths)
+        return ServerState(
+            config=self._config,
+            engine=engine,
+            tokenizer=tokenizer,
+            template=template,
+            model=ServedModel(
+                name=resolved.served_name,
+                created=int(time.time()),
+                max_model_len=resolved.max_model_len,
+                vocab_size=spec.vocab_size,
+                eos_ids=spec.eos_ids,
+                generation=spec.generation,
+            ),
+            keys=KeyRing(self._keys),
+            hosts=HostList(self._config),
+            metrics=metrics,
+            guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
+            pool=self._pool,
+        )
+
+    def _table(self, state: ServerState) -> str:
+        curl = curl_line(
+            self.url,
+            state.model.name,
+            has_chat=state.template is not None,
+            has_keys=not state.keys.is_empty,
+        )
+        return startup_table(self._engine.info, self._resolved, self.url, curl)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: draining is ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(state: ServerState, config: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(state),
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        loop="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+        backlog=2048,
+    )
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    """The listening socket; ConfigError when the address cannot be had."""
+    host = config.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    try:
+        listener.bind((host, config.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {error}; choose another host or port"
+        ) from None
+    return listener
+
+
+def _load_text(model_path: str) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = load_tokenizer(Path(model_path))
+    has_template = tokenizer.chat_template is not None
+    return tokenizer, ChatTemplate.from_tokenizer(tokenizer) if has_template else None
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

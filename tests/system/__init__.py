@@ -1,0 +1,1 @@
+"""Whole processes: the engine process, the server, and clients that misbehave."""
