@@ -1,0 +1,219 @@
+// The arithmetic of an attention tile: scores, softmax weights, weighted values, folding.
+#include "attention_tile.h"
+
+namespace nonet {
+
+namespace {
+
+constexpr int kMaxSegments = kRangeKeys / kLanes + 2;
+
+template <Element E, int R>
+PanelTile score_tile(int panels) {
+  if constexpr (kAttentionPanels == 1) {
+    return panel_tile<E, R, 1>;
+  } else {
+    switch (panels) {
+      case 1: return panel_tile<E, R, 1>;
+      case 2: return panel_tile<E, R, 2>;
+      case 3: return panel_tile<E, R, 3>;
+      default: return panel_tile<E, R, 4>;
+    }
+  }
+}
+
+template <Element E, int R>
+SegmentTile mix_tile(int panels) {
+  if constexpr (kAttentionPanels == 1) {
+    return segment_tile<E, R, 1>;
+  } else {
+    switch (panels) {
+      case 1: return segment_tile<E, R, 1>;
+      case 2: return segment_tile<E, R, 2>;
+      case 3: return segment_tile<E, R, 3>;
+      default: return segment_tile<E, R, 4>;
+    }
+  }
+}
+
+// Calls `use` with a constant equal to `rows`, 1 to kAttentionRows.
+template <class F>
+auto with_rows(int rows, F use) {
+  switch (std::min(rows, kAttentionRows)) {
+    case 1: return use(std::integral_constant<int, 1>());
+    case 2: return use(std::integral_constant<int, 2>());
+    case 3: return use(std::integral_constant<int, 3>());
+    case 4: return use(std::integral_constant<int, std::min(4, kAttentionRows)>());
+    case 5: return use(std::integral_constant<int, std::min(5, kAttentionRows)>());
+    default: return use(std::integral_constant<int, kAttentionRows>());
+  }
+}
+
+alignas(64) const float kZeros[4 * kLanes] = {};
+
+template <Element E>
+void to_units(const float* from, int count, uint32_t* to) {
+  if constexpr (E == Element::kFloat32) {
+    std::memcpy(to, from, sizeof(float) * count);
+  } else {
+    for (int i = 0; i < count; i += kLanes) store(to + i / 2, to_bf16(load_f32(from + i)));
+  }
+}
+
+const i32x16 kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+float exp_one(float x) { return exp(broadcast(x))[0]; }
+
+}  // namespace
+
+template <Element E>
+void TileAttention<E>::begin(const Tile& tile) {
+  const int block = std::min(args_.dim, kRowUnits * kPerUnit);
+  for (int row = 0; row < tile.rows(); ++row) {
+    const float* q = args_.q + row_offset(tile, row);
+    for (int d = 0, b = 0; d < args_.dim; d += block, ++b)
+      to_units<E>(q + d, std::min(block, args_.dim - d), work_.q + (b * tile.rows() + row) * kRowUnits);
+    work_.total[row] = Part{};
+  }
+  std::memset(work_.folded, 0, sizeof(float) * tile.rows() * args_.dim);
+}
+
+template <Element E>
+bool TileAttention<E>::compute(const Tile& tile, int range) {
+  const int range_key = range * kRangeKeys;
+  const int first = std::max(range_key, first_key(tile, 0));
+  const int last = std::min(range_key + kRangeKeys, last_key(tile, tile.queries - 1) + 1);
+  if (first >= last) return false;
+  score(tile, range_key, first, last);
+  for (int row = 0; row < tile.rows(); ++row) weigh(tile, row, range_key, first, last);
+  mix(tile, range_key, first, last);
+  return true;
+}
+
+// Scores of whole groups of 16 keys, before scaling; lanes outside [first, last) hold anything.
+template <Element E>
+void TileAttention<E>::score(const Tile& tile, int range_key, int first, int last) {
+  const uint32_t* keys = static_cast<const uint32_t*>(args_.keys);
+  const int units = args_.dim / kPerUnit;
+  for (int key = first / kLanes * kLanes; key < last; key += kAttentionPanels * kLanes) {
+    const uint32_t* groups[kAttentionPanels];
+    int panels = 0;
+    for (int k = key; panels < kAttentionPanels && k < last; k += kLanes)
+      groups[panels++] = shape_.key_block(keys, block_of(tile, k), tile.kv_head) + k % args_.block_size;
+    for (int b = 0; b * kRowUnits < units; ++b) {
+      const uint32_t* block_groups[kAttentionPanels];
+      for (int p = 0; p < panels; ++p) block_groups[p] = groups[p] + (int64_t)b * kRowUnits * args_.block_size;
+      for (int row = 0; row < tile.rows(); row += kAttentionRows) {
+        PanelTile product =
+            with_rows(tile.rows() - row, [&](auto rows) { return score_tile<E, decltype(rows)::value>(panels); });
+        product(work_.q + (b * tile.rows() + row) * kRowUnits, block_groups, args_.block_size,
+                std::min(kRowUnits, units - b * kRowUnits), b == 0 ? kZeros : nullptr,
+                work_.scores + row * kRangeKeys + key - range_key, kRangeKeys);
+      }
+    }
+  }
+}
+
+// Scale, cap, mask, exponential of one row.
+template <Element E>
+void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first, int last) {
+  float* scores = work_.scores + row * kRangeKeys;
+  uint32_t* weights = work_.weights + row * kRowUnits;
+  const int low = std::max(first, first_key(tile, row / tile.heads)) - range_key;
+  const int high = std::min(last - 1, last_key(tile, row / tile.heads)) - range_key;
+  const int begin = (first - range_key) / kLanes * kLanes, end = last - range_key;
+  f32x16 largest = broadcast(kNothing);
+  for (int i = begin; i < end; i += kLanes) {
+    f32x16 s = load_f32(scores + i) * args_.scale;
+    if (args_.softcap != 0.0f) s = tanh(s * (1.0f / args_.softcap)) * args_.softcap;
+    const i32x16 key = kIota + i;
+    s = (key >= low) & (key <= high) ? s : broadcast(kNothing);
+    store(scores + i, s);
+    largest = max(s, largest);
+  }
+  const float maximum = max_lanes(largest);
+  f32x16 sum{};
+  for (int i = begin; i < end; i += kLanes) {
+    const i32x16 key = kIota + i;
+    f32x16 weight = exp(load_f32(scores + i) - maximum);
+    weight = (key >= low) & (key <= high) ? weight : f32x16{};
+    sum += weight;
+    if constexpr (E == Element::kFloat32)
+      store(weights + i, weight);
+    else
+      store(weights + i / 2, to_bf16(weight));
+  }
+  work_.range[row] = low <= high ? Part{maximum, sum_lanes(sum)} : Part{};
+}
+
+template <Element E>
+void TileAttention<E>::mix(const Tile& tile, int range_key, int first, int last) {
+  Segment segments[kMaxSegments];
+  const int count = list_segments(tile, range_key, first, last, segments);
+  const int panels = args_.dim / kLanes;
+  for (int panel = 0; panel < panels; panel += kAttentionPanels) {
+    for (int row = 0; row < tile.rows(); row += kAttentionRows) {
+      SegmentTile product = with_rows(tile.rows() - row, [&](auto rows) {
+        return mix_tile<E, decltype(rows)::value>(std::min(kAttentionPanels, panels - panel));
+      });
+      product(work_.weights + row * kRowUnits, segments, count, panel * kLanes, args_.dim,
+              work_.values + row * args_.dim + panel * kLanes, args_.dim);
+    }
+  }
+}
+
+// The values of keys [first, last), block by block. A bf16 pair at an edge of which one number may not be read (it may
+// be a NaN from an earlier owner of the block) is copied with that number set to zero.
+template <Element E>
+int TileAttention<E>::list_segments(const Tile& tile, int range_key, int first, int last, Segment* segments) {
+  const uint32_t* values = static_cast<const uint32_t*>(args_.values);
+  int count = 0;
+  const auto pair_with_mask = [&](const uint32_t* pair, int key, int edge, uint32_t mask) {
+    for (int d = 0; d < args_.dim; ++d) work_.edges[edge][d] = pair[d] & mask;
+    segments[count++] = Segment{work_.edges[edge], (key - range_key) / 2, 1};
+  };
+  for (int key = first; key < last;) {
+    const int offset = key % args_.block_size;
+    int end = std::min(last, key - offset + args_.block_size);
+    const uint32_t* base = shape_.value_block(values, block_of(tile, key), tile.kv_head);
+    const auto unit_row = [&](int k) { return base + (int64_t)((k % args_.block_size) / kPerUnit) * args_.dim; };
+    const int next = end;
+    if (kPerUnit == 2 && key % 2 == 1) {
+      pair_with_mask(unit_row(key), key - 1, 0, 0xffff0000u);
+      ++key;
+    }
+    const bool odd_end = kPerUnit == 2 && end % 2 == 1;
+    if (odd_end) --end;
+    if (key < end) segments[count++] = Segment{unit_row(key), (key - range_key) / kPerUnit, (end - key) / kPerUnit};
+    if (odd_end) pair_with_mask(unit_row(end), end, 1, 0x0000ffffu);
+    key = next;
+  }
+  return count;
+}
+
+template <Element E>
+__attribute__((noinline)) void TileAttention<E>::fold(int row, Part part, const float* values) {
+  if (part.maximum == kNothing) return;
+  Part& total = work_.total[row];
+  float* folded = work_.folded + row * args_.dim;
+  const float maximum = std::max(total.maximum, part.maximum);
+  const float keep = exp_one(total.maximum - maximum), add = exp_one(part.maximum - maximum);
+  for (int d = 0; d < args_.dim; d += kLanes)
+    store(folded + d, load_f32(folded + d) * keep + load_f32(values + d) * add);
+  total.sum = total.sum * keep + part.sum * add;
+  total.maximum = maximum;
+}
+
+template <Element E>
+void TileAttention<E>::finish(const Tile& tile) {
+  for (int row = 0; row < tile.rows(); ++row) {
+    const float* folded = work_.folded + row * args_.dim;
+    float* out = args_.out + row_offset(tile, row);
+    const float factor = work_.total[row].sum == 0.0f ? 0.0f : 1.0f / work_.total[row].sum;
+    for (int d = 0; d < args_.dim; d += kLanes) store(out + d, load_f32(folded + d) * factor);
+  }
+}
+
+template class TileAttention<Element::kFloat32>;
+template class TileAttention<Element::kBfloat16>;
+
+}  // namespace nonet

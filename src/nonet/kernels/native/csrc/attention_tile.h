@@ -1,0 +1,97 @@
+// One tile of attention: the rows of a few queries and heads against one range of keys after the other.
+#pragma once
+
+#include <algorithm>
+
+#include "attention.h"
+#include "cache.h"
+#include "tile.h"
+
+namespace nonet {
+
+constexpr int kRangeKeys = 128;
+constexpr int kQueryRows = 24;
+constexpr int kMaxDim = 256;
+constexpr float kNothing = -3.0e38f;  // the maximum of no scores
+
+struct Tile {
+  int sequence;
+  int kv_head;
+  int first_head, heads;      // query heads, all of one KV head
+  int first_query, queries;   // within the sequence
+  int rows() const { return heads * queries; }  // row = query * heads + head
+};
+
+// What a range, or all ranges so far, gave a row: the largest score and the sum of exp(score - maximum).
+struct Part {
+  float maximum = kNothing;
+  float sum = 0.0f;
+};
+
+// A thread's scratch for one tile.
+struct alignas(64) Workspace {
+  uint32_t q[2 * kQueryRows * kRowUnits];     // [blocks of units][rows][kRowUnits]
+  float scores[kQueryRows * kRangeKeys];
+  uint32_t weights[kQueryRows * kRowUnits];   // exp(score - maximum), as units along the keys
+  float values[kQueryRows * kMaxDim];         // weighted values of one range, rows `dim` apart
+  float folded[kQueryRows * kMaxDim];         // of all ranges so far
+  uint32_t edges[2][kMaxDim];                // pairs of values of which only one may be read
+  Part range[kQueryRows];
+  Part total[kQueryRows];
+};
+
+template <Element E>
+class TileAttention {
+ public:
+  TileAttention(const AttentionArgs& args, Workspace& work)
+      : args_(args), shape_{E, args.kv_heads, args.dim, args.block_size}, work_(work) {}
+
+  int first_range(const Tile& tile) const { return std::max(0, first_key(tile, 0)) / kRangeKeys; }
+  int last_range(const Tile& tile) const {
+    return (std::max(0, last_key(tile, tile.queries - 1) + 1) + kRangeKeys - 1) / kRangeKeys;
+  }
+
+  // Rounds the queries to the cache's type and forgets the totals.
+  void begin(const Tile& tile);
+  // Scores, weights and weighted values of one range; false when no row sees a key of it.
+  bool compute(const Tile& tile, int range);
+  Part part(int row) const { return work_.range[row]; }
+  const float* part_values(int row) const { return work_.values + row * args_.dim; }
+  void fold_own(int row) { fold(row, part(row), part_values(row)); }
+  void fold(int row, Part part, const float* values);
+  void finish(const Tile& tile);
+
+ private:
+  static constexpr int kPerUnit = E == Element::kBfloat16 ? 2 : 1;
+
+  int query_count(const Tile& tile) const {
+    return args_.query_start[tile.sequence + 1] - args_.query_start[tile.sequence];
+  }
+  int last_key(const Tile& tile, int query) const {
+    return args_.kv_len[tile.sequence] - query_count(tile) + tile.first_query + query;
+  }
+  int first_key(const Tile& tile, int query) const {
+    return args_.window ? std::max(0, last_key(tile, query) - args_.window + 1) : 0;
+  }
+  int64_t block_of(const Tile& tile, int key) const {
+    return args_.block_table[tile.sequence * args_.table_stride + key / args_.block_size];
+  }
+  int64_t row_offset(const Tile& tile, int row) const {
+    const int64_t token = args_.query_start[tile.sequence] + tile.first_query + row / tile.heads;
+    return (token * args_.heads + tile.first_head + row % tile.heads) * args_.dim;
+  }
+
+  void score(const Tile& tile, int range_key, int first, int last);
+  void weigh(const Tile& tile, int row, int range_key, int first, int last);
+  void mix(const Tile& tile, int range_key, int first, int last);
+  int list_segments(const Tile& tile, int range_key, int first, int last, Segment* segments);
+
+  const AttentionArgs& args_;
+  const CacheShape shape_;
+  Workspace& work_;
+};
+
+extern template class TileAttention<Element::kFloat32>;
+extern template class TileAttention<Element::kBfloat16>;
+
+}  // namespace nonet

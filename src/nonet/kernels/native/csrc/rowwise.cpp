@@ -1,0 +1,181 @@
+// Norms, gating, rotation with the cache write, gathering: everything whose work is one pass over a row.
+#include "rowwise.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cache.h"
+#include "simd.h"
+
+namespace nonet {
+
+namespace {
+
+// Rows are handed out in runs, so that a long step does not pay an atomic operation for each.
+struct Runs {
+  int rows, length, count;
+
+  Runs(int rows, int threads) : rows(rows) {
+    length = std::max(1, std::min(32, rows / (4 * threads)));
+    count = (rows + length - 1) / length;
+  }
+  int first(int run) const { return run * length; }
+  int last(int run) const { return std::min(rows, (run + 1) * length); }
+};
+
+// One row; `x` may be `out`. Not inlined: one copy of the arithmetic for every caller.
+__attribute__((noinline)) void norm_row(const float* x, const float* weight, float* out, int columns, float eps) {
+  f32x16 sum{};
+  int i = 0;
+  for (; i + kLanes <= columns; i += kLanes) {
+    f32x16 v = load_f32(x + i);
+    sum += v * v;
+  }
+  if (i < columns) {
+    f32x16 v = load_partial(x + i, columns - i);
+    sum += v * v;
+  }
+  const float factor = 1.0f / std::sqrt(sum_lanes(sum) / (float)columns + eps);
+  for (i = 0; i + kLanes <= columns; i += kLanes) store(out + i, load_f32(x + i) * factor * load_f32(weight + i));
+  for (; i < columns; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void add_row(const float* x, float* to, int columns) {
+  int i = 0;
+  for (; i + kLanes <= columns; i += kLanes) store(to + i, load_f32(to + i) + load_f32(x + i));
+  for (; i < columns; ++i) to[i] += x[i];
+}
+
+f32x16 activate(f32x16 v, int activation) {
+  if (activation == 0) return v / (1.0f + exp(-v));
+  const float root = 0.7978845608028654f;  // sqrt(2 / pi)
+  return 0.5f * v * (1.0f + tanh(root * (v + 0.044715f * v * v * v)));
+}
+
+__attribute__((noinline)) void gate(const float* gate, const float* up, float* out, int count, int activation) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    store(out + i, activate(load_f32(gate + i), activation) * load_f32(up + i));
+  if (i < count) {
+    f32x16 v = activate(load_partial(gate + i, count - i), activation) * load_partial(up + i, count - i);
+    store_partial(out + i, v, count - i);
+  }
+}
+
+// Element i turns with element i + dim / 2; `x` may be `out`.
+__attribute__((noinline)) void rotate(const float* x, const float* cos_sin, float* out, int dim) {
+  const int half = dim / 2;
+  const float *cosine = cos_sin, *sine = cos_sin + half;
+  for (int i = 0; i < half; i += kLanes) {
+    const int count = std::min(kLanes, half - i);
+    const f32x16 first = load_partial(x + i, count), second = load_partial(x + half + i, count);
+    const f32x16 c = load_partial(cosine + i, count), s = load_partial(sine + i, count);
+    store_partial(out + i, first * c - second * s, count);
+    store_partial(out + half + i, second * c + first * s, count);
+  }
+}
+
+void store_key(const CacheShape& shape, void* keys, int slot, int head, const float* k) {
+  const int block = slot / shape.block_size, offset = slot % shape.block_size;
+  uint32_t* to = shape.key_block(static_cast<uint32_t*>(keys), block, head) + offset;
+  if (shape.element == Element::kFloat32) {
+    for (int d = 0; d < shape.dim; ++d) to[d * shape.block_size] = float_to_bits(k[d]);
+    return;
+  }
+  for (int d = 0; d < shape.dim; d += kLanes) {
+    uint32_t pairs[kLanes / 2];
+    store(pairs, to_bf16(load_f32(k + d)));
+    for (int i = 0; i < kLanes / 2; ++i) to[(d / 2 + i) * shape.block_size] = pairs[i];
+  }
+}
+
+void store_value(const CacheShape& shape, void* values, int slot, int head, const float* v) {
+  const int block = slot / shape.block_size, offset = slot % shape.block_size;
+  uint32_t* base = shape.value_block(static_cast<uint32_t*>(values), block, head);
+  if (shape.element == Element::kFloat32) {
+    std::memcpy(base + offset * shape.dim, v, sizeof(float) * shape.dim);
+    return;
+  }
+  uint16_t* to = reinterpret_cast<uint16_t*>(base + offset / 2 * shape.dim) + offset % 2;
+  for (int d = 0; d < shape.dim; d += kLanes) {
+    uint16_t half[kLanes];
+    store(half, to_bf16(load_f32(v + d)));
+    for (int i = 0; i < kLanes; ++i) to[2 * (d + i)] = half[i];
+  }
+}
+
+void rope_token(const RopeArgs& args, const CacheShape& shape, int token) {
+  const int dim = args.dim;
+  float* row = args.qkv + (int64_t)token * (args.heads + 2 * args.kv_heads) * dim;
+  const float* cos_sin = args.cos_sin + (int64_t)args.positions[token] * dim;
+  float* q = args.q + (int64_t)token * args.heads * dim;
+  for (int h = 0; h < args.heads; ++h) {
+    float* head = row + h * dim;
+    if (args.q_norm) norm_row(head, args.q_norm, head, dim, args.eps);
+    rotate(head, cos_sin, q + h * dim, dim);
+  }
+  const int slot = args.slots[token];
+  if (slot < 0) return;
+  for (int h = 0; h < args.kv_heads; ++h) {
+    float* k = row + (args.heads + h) * dim;
+    if (args.k_norm) norm_row(k, args.k_norm, k, dim, args.eps);
+    rotate(k, cos_sin, k, dim);
+    store_key(shape, args.keys, slot, h, k);
+    store_value(shape, args.values, slot, h, k + args.kv_heads * dim);
+  }
+}
+
+}  // namespace
+
+void norm(const void* raw, Context& context) {
+  const auto& args = *static_cast<const NormArgs*>(raw);
+  const Runs runs(context.rows(args.rows), context.threads);
+  for (int run; (run = context.take(runs.count)) >= 0;) {
+    for (int row = runs.first(run); row < runs.last(run); ++row) {
+      const int64_t at = (int64_t)row * args.columns;
+      const float* x = args.x + at;
+      if (args.residual) {
+        add_row(x, args.residual + at, args.columns);
+        x = args.residual + at;
+      }
+      norm_row(x, args.weight, args.out + at, args.columns, args.eps);
+    }
+  }
+}
+
+void gated(const void* raw, Context& context) {
+  const auto& args = *static_cast<const GatedArgs*>(raw);
+  const int rows = context.rows(args.rows);
+  // A single row is worth sharing out: 1,536 exponentials take longer than a barrier.
+  const int pieces = rows >= 2 * context.threads ? 1 : context.threads;
+  const int width = (args.columns / pieces + kLanes) / kLanes * kLanes;
+  for (int item; (item = context.take(rows * pieces)) >= 0;) {
+    const int64_t row = item / pieces;
+    const int first = item % pieces * width, last = std::min(args.columns, first + width);
+    if (first >= last) continue;
+    const float* from = args.gate_up + row * 2 * args.columns;
+    gate(from + first, from + args.columns + first, args.out + row * args.columns + first, last - first,
+         args.activation);
+  }
+}
+
+void gather_rows(const void* raw, Context& context) {
+  const auto& args = *static_cast<const GatherArgs*>(raw);
+  const Runs runs(context.rows(args.rows), context.threads);
+  for (int run; (run = context.take(runs.count)) >= 0;) {
+    for (int64_t row = runs.first(run); row < runs.last(run); ++row)
+      std::memcpy(args.out + row * args.columns, args.x + (int64_t)args.indices[row] * args.columns,
+                  sizeof(float) * args.columns);
+  }
+}
+
+void rope_store(const void* raw, Context& context) {
+  const auto& args = *static_cast<const RopeArgs*>(raw);
+  const CacheShape shape{(Element)args.element, args.kv_heads, args.dim, args.block_size};
+  const Runs runs(context.rows(args.rows), context.threads);
+  for (int run; (run = context.take(runs.count)) >= 0;) {
+    for (int token = runs.first(run); token < runs.last(run); ++token) rope_token(args, shape, token);
+  }
+}
+
+}  // namespace nonet

@@ -1,0 +1,83 @@
+// The register tile: R rows times P panels of 16 columns, the inner loop of every dense product and of attention.
+//
+// Batch invariance rests here. An output element is one accumulator that walks the summed dimension in order; R and P
+// only say how many such accumulators run side by side. So a row's result is the same bits in every tile shape.
+#pragma once
+
+#include <cstddef>
+
+#include "simd.h"
+
+namespace nonet {
+
+// Units between two rows of the left operand. A constant keeps all row addresses at fixed offsets from one register.
+constexpr int kRowUnits = 128;
+
+// Columns of the right operand in panels of 16 columns: panel p starts at right[p], a step is `right_step` units on.
+// Starts from `start` (16 numbers per panel), or from what `out` holds when `start` is null.
+template <Element E, int R, int P>
+NONET_INLINE void panel_tile(const uint32_t* left, const uint32_t* const* right, ptrdiff_t right_step, int steps,
+                             const float* start, float* out, ptrdiff_t out_stride) {
+  f32x16 acc[R][P];
+  NONET_UNROLL for (int r = 0; r < R; ++r) {
+    NONET_UNROLL for (int p = 0; p < P; ++p)
+      acc[r][p] = load_f32(start ? start + p * kLanes : out + r * out_stride + p * kLanes);
+  }
+  const uint32_t* column[P];
+  NONET_UNROLL for (int p = 0; p < P; ++p) column[p] = right[p];
+  for (int k = 0; k < steps; ++k) {
+    u32x16 b[P];
+    NONET_UNROLL for (int p = 0; p < P; ++p) {
+      b[p] = load_units(column[p]);
+      column[p] += right_step;
+    }
+    NONET_UNROLL for (int r = 0; r < R; ++r) {
+      const uint32_t a = left[r * kRowUnits + k];
+      NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = mul_add<E>(acc[r][p], b[p], a);
+    }
+  }
+  NONET_UNROLL for (int r = 0; r < R; ++r) {
+    NONET_UNROLL for (int p = 0; p < P; ++p) store(out + r * out_stride + p * kLanes, acc[r][p]);
+  }
+}
+
+using PanelTile = void (*)(const uint32_t* left, const uint32_t* const* right, ptrdiff_t right_step, int steps,
+                           const float* start, float* out, ptrdiff_t out_stride);
+
+// A stretch of right operand rows that lie one after the other: `steps` of them from `first`, for left units from
+// `left_offset`.
+struct Segment {
+  const uint32_t* first;
+  int left_offset;
+  int steps;
+};
+
+// The same product, starting from zero, where the right operand is scattered along the summed dimension (values in
+// cache blocks). `column` is the first of the 16 P columns.
+template <Element E, int R, int P>
+NONET_INLINE void segment_tile(const uint32_t* left, const Segment* segments, int count, ptrdiff_t column,
+                               ptrdiff_t right_step, float* out, ptrdiff_t out_stride) {
+  f32x16 acc[R][P];
+  NONET_UNROLL for (int r = 0; r < R; ++r) {
+    NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = f32x16{};
+  }
+  for (int s = 0; s < count; ++s) {
+    const uint32_t* row = segments[s].first + column;
+    const uint32_t* units = left + segments[s].left_offset;
+    for (int k = 0; k < segments[s].steps; ++k, row += right_step) {
+      u32x16 b[P];
+      NONET_UNROLL for (int p = 0; p < P; ++p) b[p] = load_units(row + p * kLanes);
+      NONET_UNROLL for (int r = 0; r < R; ++r) {
+        NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = mul_add<E>(acc[r][p], b[p], units[r * kRowUnits + k]);
+      }
+    }
+  }
+  NONET_UNROLL for (int r = 0; r < R; ++r) {
+    NONET_UNROLL for (int p = 0; p < P; ++p) store(out + r * out_stride + p * kLanes, acc[r][p]);
+  }
+}
+
+using SegmentTile = void (*)(const uint32_t* left, const Segment* segments, int count, ptrdiff_t column,
+                             ptrdiff_t right_step, float* out, ptrdiff_t out_stride);
+
+}  // namespace nonet

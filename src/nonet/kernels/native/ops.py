@@ -1,0 +1,282 @@
+"""The kernels in C++ for the CPU: packed weights, a thread team, and whole forward passes as one call.
+
+Idea: activations stay float32 between operations and are rounded to the weights' type inside the matrix kernels; the
+KV cache is laid out for the same register tile as the weights (csrc/tile.h). Every row's result is the same bits
+whatever else is in the step, however many threads there are and however a prompt is cut into chunks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+
+from nonet.core.errors import ConfigError
+from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.native.library import (
+    AttentionArgs,
+    EmbedArgs,
+    GatedArgs,
+    GatherArgs,
+    LinearArgs,
+    NormArgs,
+    Op,
+    RopeArgs,
+    Rows,
+    load_library,
+)
+from nonet.kernels.native.memory import HugePages
+from nonet.kernels.native.packing import NativeWeight, pack_dense
+from nonet.kernels.native.recording import NativeRecording, RowKind, Tape
+from nonet.kernels.ops import Activation, AttentionInputs, LayerCache, QKVLayout, Recording
+
+__all__ = ["NativeOps"]
+
+# Room for partial results when few sequences share out a long context (csrc/attention.cpp).
+_SHARED_BYTES = 8 << 20
+_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
+
+
+class NativeOps:
+    """The operations of `kernels.ops.Ops` on `threads` threads, the caller's included.
+
+    >>> ops = NativeOps(torch.float32, threads=1)
+    >>> ops.linear(torch.ones(1, 2), ops.pack(torch.eye(2))).tolist()
+    [[1.0, 1.0]]
+    """
+
+    name = "native"
+
+    def __init__(self, dtype: torch.dtype, threads: int) -> None:
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigError(
+                f"the native kernels hold weights in float32 or bfloat16, not {dtype}; set dtype to one of them"
+            )
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}; at least 1 is needed")
+        self.dtype = dtype
+        self.device = torch.device("cpu")
+        self.threads = threads
+        self._library = load_library()
+        self._pages = HugePages()
+        self._tape: Tape | None = None
+        self._scratch_bytes = self._library.attention_scratch_bytes
+        self._element = 1 if dtype == torch.bfloat16 else 0
+        self._dims = (ctypes.c_int32 * 3)()
+
+    def pack(
+        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
+    ) -> NativeWeight:
+        dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
+        packed = pack_dense(dense, bias, self.dtype, self._pages)
+        self._scratch_bytes = max(self._scratch_bytes, packed.scratch_bytes)
+        return packed
+
+    def linear(self, x: torch.Tensor, weight: NativeWeight) -> torch.Tensor:
+        return self._multiply("linear", x, weight, None)
+
+    def logits(self, x: torch.Tensor, weight: NativeWeight, softcap: float | None) -> torch.Tensor:
+        return self._multiply("logits", x, weight, softcap)
+
+    def embed(self, token_ids: torch.Tensor, table: NativeWeight, scale: float) -> torch.Tensor:
+        out = self._empty(token_ids, table.num_inputs)
+        args = EmbedArgs(
+            _indices(token_ids), out.data_ptr(), table.address, self._rows(token_ids), scale
+        )
+        self._emit("embed", f"embed_{table.kernel}", args, token_ids, table)
+        return out
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return self._norm("rms_norm", x, None, weight, eps)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return self._norm("add_rms_norm", x, residual, weight, eps)
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        columns = gate_up.shape[1] // 2
+        out = self._empty(gate_up, columns)
+        args = GatedArgs(
+            _floats(gate_up), out.data_ptr(), self._rows(gate_up), columns, _ACTIVATIONS[activation]
+        )
+        self._emit("gated", "gated", args, gate_up)
+        return out
+
+    def rope_store(
+        self,
+        qkv: torch.Tensor,
+        layout: QKVLayout,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        q = self._empty(qkv, layout.num_heads * layout.head_dim)
+        norms = [None if norm is None else _as_float(norm) for norm in (q_norm, k_norm)]
+        args = RopeArgs(
+            qkv=_floats(qkv),
+            q=q.data_ptr(),
+            cos_sin=_floats(cos_sin),
+            q_norm=None if norms[0] is None else norms[0].data_ptr(),
+            k_norm=None if norms[1] is None else norms[1].data_ptr(),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            positions=_indices(inputs.positions),
+            slots=_indices(inputs.slots),
+            rows=self._rows(qkv),
+            heads=layout.num_heads,
+            kv_heads=layout.num_kv_heads,
+            dim=layout.head_dim,
+            block_size=cache.block_size,
+            element=self._element,
+            eps=eps,
+        )
+        self._emit("rope_store", "rope_store", args, qkv, cos_sin, cache, inputs, *norms)
+        return q
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        layout: QKVLayout,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        out = self._empty(q, q.shape[1])
+        sequences = inputs.query_start.shape[0] - 1
+        args = AttentionArgs(
+            q=_floats(q),
+            out=out.data_ptr(),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            query_start=_indices(inputs.query_start),
+            kv_len=_indices(inputs.kv_len),
+            block_table=_indices(inputs.block_table),
+            table_stride=inputs.block_table.shape[1],
+            sequences=Rows(-1, sequences) if self._tape is None else Rows(RowKind.SEQUENCES, 0),
+            heads=layout.num_heads,
+            kv_heads=layout.num_kv_heads,
+            dim=layout.head_dim,
+            block_size=cache.block_size,
+            element=self._element,
+            window=window or 0,
+            scale=scale,
+            softcap=softcap or 0.0,
+        )
+        self._emit("attention", "attention", args, q, cache, inputs)
+        return out
+
+    def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        columns = x.shape[1]
+        if self._tape is None:
+            out = torch.empty(rows.shape[0], columns)
+            live = Rows(-1, rows.shape[0])
+        else:
+            out = self._tape.arena.empty(rows.shape[0], columns, RowKind.ROWS)
+            live = Rows(RowKind.ROWS, 0)
+        args = GatherArgs(_floats(x), _indices(rows), out.data_ptr(), live, columns)
+        self._emit("gather_rows", "gather_rows", args, x, rows)
+        return out
+
+    def allocate_cache(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> LayerCache:
+        if block_size % 16 or head_dim % 16 or head_dim > 256:
+            raise ConfigError(
+                f"the native kernels need a block size that is a multiple of 16 (given: {block_size}) and a head "
+                f"dimension that is a multiple of 16 up to 256 (given: {head_dim}); use the reference kernels"
+            )
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        keys = self._pages.allocate(shape, self.dtype)
+        return LayerCache(keys, self._pages.allocate(shape, self.dtype), block_size)
+
+    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+
+    def record(self, forward: Callable[[], torch.Tensor]) -> Recording | None:
+        assert self._tape is None, "a recording is already being made"
+        tape = self._tape = Tape()
+        try:
+            output = forward()
+        finally:
+            self._tape = None
+        return NativeRecording(
+            tape, output, self._library, self.threads, self._scratch_bytes, _SHARED_BYTES
+        )
+
+    def _multiply(
+        self, label: str, x: torch.Tensor, weight: NativeWeight, softcap: float | None
+    ) -> torch.Tensor:
+        assert x.shape[1] == weight.num_inputs, (x.shape, weight.num_inputs)
+        out = self._empty(x, weight.num_outputs)
+        args = LinearArgs(_floats(x), out.data_ptr(), weight.address, self._rows(x), softcap or 0.0)
+        self._emit(label, f"linear_{weight.kernel}", args, x, weight)
+        return out
+
+    def _norm(
+        self,
+        label: str,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        out = self._empty(x, x.shape[1])
+        wide = _as_float(weight)
+        args = NormArgs(
+            _floats(x),
+            None if residual is None else _floats(residual),
+            wide.data_ptr(),
+            out.data_ptr(),
+            self._rows(x),
+            x.shape[1],
+            eps,
+        )
+        self._emit(label, "norm", args, x, residual, wide)
+        return out
+
+    def _empty(self, like: torch.Tensor, columns: int) -> torch.Tensor:
+        """A result with as many rows as `like`."""
+        if self._tape is None:
+            return torch.empty(like.shape[0], columns)
+        kind = self._tape.arena.kind_of(like, RowKind.TOKENS)
+        return self._tape.arena.empty(like.shape[0], columns, kind)
+
+    def _rows(self, x: torch.Tensor) -> Rows:
+        if self._tape is None:
+            return Rows(-1, x.shape[0])
+        return Rows(self._tape.arena.kind_of(x, RowKind.TOKENS), 0)
+
+    def _emit(self, label: str, kernel: str, args: ctypes.Structure, *operands: object) -> None:
+        """Run the operation now, or write it on the tape with what it reads."""
+        op = Op(self._library.address_of[kernel], ctypes.addressof(args))
+        if self._tape is not None:
+            self._tape.append(label, op, args, operands)
+            return
+        self._library.run(
+            self._library.team(self.threads), op, 1, self._dims, self._scratch_bytes, _SHARED_BYTES
+        )
+
+
+def _floats(tensor: torch.Tensor) -> int:
+    assert tensor.dtype == torch.float32, tensor.dtype
+    assert tensor.is_contiguous(), tensor.stride()
+    return tensor.data_ptr()
+
+
+def _indices(tensor: torch.Tensor) -> int:
+    assert tensor.dtype == torch.int32, tensor.dtype
+    assert tensor.is_contiguous(), tensor.stride()
+    return tensor.data_ptr()
+
+
+def _as_float(weight: torch.Tensor) -> torch.Tensor:
+    """A norm's weight in float32; the same tensor when it already is."""
+    return weight.float().contiguous()
