@@ -12,7 +12,7 @@ from nonet.config.options import Option
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import ConfigError
 
-__all__ = ["allowed", "convert"]
+__all__ = ["allowed", "as_text", "convert"]
 
 _YES = ("true", "1", "yes", "on")
 _NO = ("false", "0", "no", "off")
@@ -46,6 +46,13 @@ def allowed(option: Option) -> str:
     """
     kinds = [kind for kind in _alternatives(option.type) if kind is not type(None)]
     return " or ".join(_kind(kind) for kind in kinds) + _bounds(option)
+
+
+def as_text(value: object) -> str:
+    """A value as an environment variable carries it; `convert` reads it back."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _parse(wanted: Any, text: str) -> object:

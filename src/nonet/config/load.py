@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nonet.config.convert import convert
+from nonet.config.convert import as_text, convert
 from nonet.config.options import Option, options, sections
 from nonet.config.schema import Config
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["Loaded", "from_options", "load"]
+__all__ = ["Loaded", "as_environment", "from_options", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,20 @@ def from_options(given: Mapping[str, object]) -> Config:
     rows = options()
     _refuse_unknown(given, rows)
     return load(flags=given).config
+
+
+def as_environment(config: Config) -> dict[str, str]:
+    """The variables that make another process load the same configuration; what is at its default is left out.
+
+    >>> as_environment(from_options({"port": 0, "prefix_cache": False}))
+    {'NONET_CACHE_PREFIX_CACHE': 'false', 'NONET_SERVER_PORT': '0'}
+    """
+    found: dict[str, str] = {}
+    for row in options().values():
+        value = getattr(getattr(config, row.section), row.name)
+        if value != row.default:
+            found[row.variable] = as_text(value)
+    return found
 
 
 def _from_flags(flags: Mapping[str, object], rows: Mapping[str, Option]) -> dict[str, _Given]:

@@ -14,9 +14,6 @@ from pathlib import Path
 
 __all__ = ["Machine"]
 
-# Vector instructions that the native kernels cannot do without.
-NATIVE_FLAGS = frozenset({"avx512f", "avx512bw", "avx512vl"})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -80,11 +77,8 @@ class Machine:
     def native_missing(self) -> str | None:
         """Why the native CPU kernels cannot be used here; None when they can."""
         if self.compiler is None:
-            return "no C++ compiler was found (g++ or clang++, or the one that CXX names)"
-        if self.architecture not in ("x86_64", "AMD64"):
-            return f"the native kernels are written for x86_64, and this is {self.architecture}"
-        missing = sorted(NATIVE_FLAGS - self.cpu_flags)
-        return f"this CPU has no {' '.join(missing)}" if missing else None
+            return "no C++ compiler was found (c++, g++ or clang++ on the PATH, or the one that CXX names)"
+        return None
 
     @property
     def has_cuda(self) -> bool:
@@ -207,7 +201,7 @@ def _gpu() -> tuple[str | None, int | None]:
 
 
 def _compiler() -> str | None:
-    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 

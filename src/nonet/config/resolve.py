@@ -178,7 +178,7 @@ def _kernels(config: Config, machine: Machine, device: str, dtype: str, why: dic
     if dtype == "float16":
         why["kernels"] = "reference: the native kernels are not written for float16"
         return "reference"
-    why["kernels"] = "native: a C++ compiler and the vector instructions they need are here"
+    why["kernels"] = "native: the fastest on a CPU, and a C++ compiler is here to build them"
     return "native"
 
 

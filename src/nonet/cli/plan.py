@@ -1,0 +1,72 @@
+"""`nonet plan`: what would run, why, and where the memory goes; no weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+import msgspec
+
+from nonet.cli.flags import ENGINE, JsonFlag, configured
+from nonet.cli.terminal import print_json, table
+from nonet.config.load import Loaded
+from nonet.config.memory import show_bytes
+from nonet.config.options import options
+from nonet.config.resolved import Resolved
+
+__all__ = ["command", "describe_plan"]
+
+
+def plan(loaded: Loaded, *, json: JsonFlag = False) -> int:
+    """Show the resolved configuration and its reasons, without loading weights."""
+    from nonet.engine.prepare import resolve_config
+
+    resolved, _ = resolve_config(loaded.config)
+    if json:
+        print_json(msgspec.to_builtins(resolved) | {"sources": loaded.sources})
+    else:
+        print(describe_plan(resolved, loaded.sources))
+    return 0
+
+
+command = configured(plan, *ENGINE, model_first=True)
+
+
+def describe_plan(resolved: Resolved, sources: dict[str, str]) -> str:
+    """Two tables: every choice with its reason or source, and the memory plan."""
+    return table(_choices(resolved, sources)) + "\n\n" + table(_memory(resolved))
+
+
+def _choices(resolved: Resolved, sources: dict[str, str]) -> list[tuple[str, str, str]]:
+    keys = {row.name: row.key for row in options().values()}
+    rows = []
+    for name in (field.name for field in fields(Resolved)):
+        if name in ("memory", "reasons", "groups"):
+            continue
+        source = sources.get(keys.get(name, ""))
+        why = resolved.reasons.get(name) or (f"set by {source}" if source else "default")
+        rows.append((name, str(getattr(resolved, name)), why))
+    rows.append(("groups", str(len(resolved.groups)), resolved.reasons["groups"]))
+    known = {name for name, _, _ in rows}
+    rows += [(name, "", why) for name, why in resolved.reasons.items() if name not in known]
+    return rows
+
+
+def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
+    plan = asdict(resolved.memory)
+    page = plan["kv_bytes_per_block"]
+    tokens = resolved.num_blocks * resolved.block_size // len(resolved.groups)
+    return [
+        (
+            "weights",
+            show_bytes(plan["weight_bytes"]),
+            f"{resolved.weight_format}, {resolved.dtype}",
+        ),
+        (
+            "KV cache",
+            show_bytes(plan["kv_bytes"]),
+            f"{resolved.num_blocks} blocks of {show_bytes(page)} and the null block; "
+            f"{tokens} tokens where every layer keeps them all",
+        ),
+        ("workspace", show_bytes(plan["workspace_bytes"]), "activations, logits, rotary tables"),
+        ("left free", show_bytes(plan["free_bytes"]), f"on {resolved.device}"),
+    ]

@@ -1,0 +1,21 @@
+"""`nonet serve`: the HTTP server and its engine."""
+
+from __future__ import annotations
+
+from nonet.cli.flags import ENGINE, configured
+from nonet.config.load import Loaded
+
+__all__ = ["command"]
+
+
+def serve(loaded: Loaded) -> int:
+    """Serve a model over HTTP."""
+    from nonet.engine.prepare import resolve_config
+    from nonet.server.run import serve as run
+
+    resolved, spec = resolve_config(loaded.config)
+    run(loaded.config, resolved, spec)
+    return 0
+
+
+command = configured(serve, *ENGINE, "server", model_first=True)
