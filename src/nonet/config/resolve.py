@@ -34,10 +34,10 @@ DEFAULTS = {
         max_tokens_per_step=512,
         memory_fraction=0.5,
         reasons={
-            "block_size": "16 tokens: the least the kernels take, so the last block of a sequence wastes least",
-            "max_num_seqs": "64: on a CPU matrix products gain little from more rows",
-            "max_tokens_per_step": "512: a step stays under about a second, so running streams are not held up",
-            "memory_fraction": "0.5: other programs share this memory",
+            "block_size": "the least that the kernels take, so the last block of a sequence wastes least",
+            "max_num_seqs": "on a CPU matrix products gain little from more rows",
+            "max_tokens_per_step": "a step stays under about a second, so running streams are not held up",
+            "memory_fraction": "half of the free memory: other programs share it",
         },
     ),
     "cuda": Defaults(
@@ -46,10 +46,10 @@ DEFAULTS = {
         max_tokens_per_step=8192,
         memory_fraction=0.9,
         reasons={
-            "block_size": "16 tokens: the last block of a sequence wastes least",
-            "max_num_seqs": "256: decode is bound by reading the weights, which all sequences of a step share",
-            "max_tokens_per_step": "8192: enough tokens to be bound by arithmetic, in tens of milliseconds",
-            "memory_fraction": "0.9: GPU memory serves this model alone",
+            "block_size": "the least that the kernels take, so the last block of a sequence wastes least",
+            "max_num_seqs": "decode is bound by reading the weights, which all sequences of a step share",
+            "max_tokens_per_step": "enough tokens to be bound by arithmetic, in tens of milliseconds",
+            "memory_fraction": "nine tenths of the free memory: this model has the GPU to itself",
         },
     ),
 }  # fmt: skip
@@ -144,9 +144,9 @@ def _device(config: Config, machine: Machine, why: dict[str, str]) -> str:
     if asked != "auto":
         return asked
     device = "cuda" if machine.has_cuda else "cpu"
-    why["device"] = f"cuda: {machine.gpu_name or 'a GPU'} is here"
+    why["device"] = f"{machine.gpu_name or 'a GPU'} is here"
     if device == "cpu":
-        why["device"] = f"cpu: {no_cuda}"
+        why["device"] = no_cuda
     return device
 
 
@@ -154,12 +154,12 @@ def _dtype(config: Config, machine: Machine, device: str, why: dict[str, str]) -
     if config.model.dtype != "auto":
         return config.model.dtype
     if device == "cuda":
-        why["dtype"] = "bfloat16: half the bytes of float32, and the GPU multiplies it fastest"
+        why["dtype"] = "half the bytes of float32, and the GPU multiplies it fastest"
         return "bfloat16"
     if machine.has_bfloat16:
-        why["dtype"] = "bfloat16: this CPU multiplies it in hardware, in half the bytes of float32"
+        why["dtype"] = "this CPU multiplies it in hardware, in half the bytes of float32"
         return "bfloat16"
-    why["dtype"] = "float32: this CPU has no bfloat16 instructions (AVX512_BF16 or AMX)"
+    why["dtype"] = "this CPU has no bfloat16 instructions (AVX512_BF16 or AMX)"
     return "float32"
 
 
@@ -170,22 +170,22 @@ def _kernels(config: Config, machine: Machine, device: str, dtype: str, why: dic
     if asked != "auto":
         return asked
     if device == "cuda":
-        why["kernels"] = "reference: plain torch is what runs on CUDA"
+        why["kernels"] = "plain torch is what runs on CUDA"
         return "reference"
     if machine.native_missing is not None:
-        why["kernels"] = f"reference: {machine.native_missing}"
+        why["kernels"] = machine.native_missing
         return "reference"
     if dtype == "float16":
-        why["kernels"] = "reference: the native kernels are not written for float16"
+        why["kernels"] = "the native kernels are not written for float16"
         return "reference"
-    why["kernels"] = "native: the fastest on a CPU, and a C++ compiler is here to build them"
+    why["kernels"] = "the fastest on a CPU, and a C++ compiler is here to build them"
     return "native"
 
 
 def _weight_format(config: Config, path: str, why: dict[str, str]) -> str:
     asked = config.model.weight_format
     if asked == "auto":
-        why["weight_format"] = "dense: every weight in dtype, nothing rounded further"
+        why["weight_format"] = "every weight in dtype, nothing rounded further"
         return "dense"
     if asked == "native" and (config.model.dummy_weights or not path.endswith(".gguf")):
         raise ConfigError(
@@ -197,7 +197,7 @@ def _weight_format(config: Config, path: str, why: dict[str, str]) -> str:
 
 def _recording(config: Config, kernels: str, why: dict[str, str]) -> bool:
     if config.runtime.recording and kernels == "reference":
-        why["recording"] = "off: the reference kernels cannot be recorded"
+        why["recording"] = "the reference kernels cannot be recorded"
         return False
     return config.runtime.recording
 
@@ -224,11 +224,11 @@ def _step_limits(
         why["max_tokens_per_step"] = (
             defaults.reasons["max_tokens_per_step"]
             if tokens == defaults.max_tokens_per_step
-            else f"{tokens}: one token for each of max_num_seqs"
+            else "one token for each of max_num_seqs"
         )
         if not asked.chunked_prefill and tokens < context:
             tokens = context
-            why["max_tokens_per_step"] = f"{tokens}: without chunked prefill a step holds a prompt"
+            why["max_tokens_per_step"] = "without chunked prefill a step holds a prompt"
     elif not asked.chunked_prefill and tokens < context:
         raise ConfigError(
             f"chunked_prefill is off and max_tokens_per_step is {tokens}, so a prompt of max_model_len "
@@ -239,7 +239,7 @@ def _step_limits(
         why["max_num_seqs"] = (
             defaults.reasons["max_num_seqs"]
             if seqs == defaults.max_num_seqs
-            else f"{seqs}: no more than max_tokens_per_step"
+            else "no more than max_tokens_per_step"
         )
     elif seqs > tokens:
         raise ConfigError(
@@ -255,7 +255,7 @@ def _say_groups(groups: tuple[CacheGroup, ...], why: dict[str, str]) -> None:
     kinds = f"windows {windows} and full attention" if windows else "full attention in every layer"
     waste = padded_layers(groups)
     share = f"; {waste} layers of padding" if waste else ""
-    why["groups"] = f"{len(groups)} of {size} layers: {kinds}{share}"
+    why["groups"] = f"{size} layers each: {kinds}{share}"
 
 
 def _free_bytes(
@@ -310,9 +310,9 @@ def _num_blocks(
     enough = num_seqs * shape.blocks(longest)
     each = f"{show_bytes(shape.page_bytes)} each"
     if fit <= enough:
-        why["num_blocks"] = f"{fit}: what {show_bytes(budget)} holds at {each}"
+        why["num_blocks"] = f"what {show_bytes(budget)} holds at {each}"
     else:
-        why["num_blocks"] = f"{enough}: every sequence of max_num_seqs at full length, {each}"
+        why["num_blocks"] = f"enough for max_num_seqs sequences of full length, {each}"
     return min(fit, enough)
 
 
@@ -334,7 +334,7 @@ def _max_model_len(
     holds = shape.longest(num_blocks)
     if holds >= wanted:
         if asked is None:
-            why["max_model_len"] = f"{wanted}: what the model was made for"
+            why["max_model_len"] = "what the model was made for"
         return wanted
     need = shape.blocks(wanted)
     if asked is not None or holds < min(MIN_AUTO_CONTEXT, wanted):
@@ -345,7 +345,7 @@ def _max_model_len(
             f"{shorter}raise num_blocks, memory_gib or memory_fraction"
         )
     why["max_model_len"] = (
-        f"{holds}: the model was made for {wanted}, which needs {need} KV blocks of {num_blocks}"
+        f"the model was made for {wanted}, which needs {need} KV blocks, and there are {num_blocks}"
     )
     return holds
 
@@ -353,5 +353,5 @@ def _max_model_len(
 def _threads(config: Config, machine: Machine, why: dict[str, str]) -> int:
     if config.runtime.threads is not None:
         return config.runtime.threads
-    why["threads"] = f"{machine.physical_cores}: the physical cores this process may use"
+    why["threads"] = "the physical cores that this process may use"
     return machine.physical_cores
