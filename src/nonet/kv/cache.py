@@ -111,8 +111,8 @@ class KVCache:
         return 1.0 - self.pool.num_free / self.num_blocks
 
     def max_sequence_tokens(self) -> int:
-        """Most tokens whose KV fits when one sequence has the pool to itself, computing one token at a time."""
-        low, high = 0, self.num_blocks * self.block_size
+        """Most tokens that one sequence can compute, one at a time, when it has the pool to itself."""
+        low, high = 0, 2**31  # no bound where every group has a window
         while low < high:
             middle = (low + high + 1) // 2
             if (
