@@ -2,85 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from tests.simulate.scripted import make_scheduler, planned, request, result, shape, step
 
-from nonet.config.resolved import CacheGroup
-from nonet.core.clock import FakeClock
 from nonet.core.errors import ConfigError, ContextLengthError, InvalidRequestError, OverloadedError
-from nonet.core.outputs import TokenLogprob
 from nonet.core.request import Request
-from nonet.core.sampling_params import SamplingParams
-from nonet.core.step import RowResult, StepPlan, StepResult
-from nonet.kv.cache import KVCache
-from nonet.scheduler.budget import SchedulerLimits
-from nonet.scheduler.policy import POLICIES
-from nonet.scheduler.scheduler import Scheduler
-
-
-def make_scheduler(
-    num_blocks: int = 64,
-    policy: str = "fcfs",
-    *,
-    prefix_cache: bool = True,
-    seed: int = 0,
-    **limits: Any,
-) -> tuple[Scheduler, FakeClock]:
-    given = {
-        "max_num_seqs": 4, "max_tokens_per_step": 16, "chunked_prefill": True, "max_waiting": 8, "max_model_len": 128,
-    }  # fmt: skip
-    kv = KVCache((CacheGroup((0,), None),), num_blocks, 4, prefix_cache)
-    clock = FakeClock()
-    scheduler = Scheduler(
-        SchedulerLimits(**{**given, **limits}), kv, POLICIES.build(policy), clock, seed=seed
-    )
-    return scheduler, clock
-
-
-def request(
-    name: str,
-    prompt: int | list[int] = 4,
-    *,
-    priority: int = 0,
-    eos_ids: tuple[int, ...] = (),
-    **params: Any,
-) -> Request:
-    """A prompt of so many tokens, different for each name, or of the given ones."""
-    ids = prompt if isinstance(prompt, list) else [sum(name.encode())] * prompt
-    return Request(
-        request_id=name,
-        prompt_ids=ids,
-        params=SamplingParams(**{"max_tokens": 8, **params}),
-        eos_ids=eos_ids,
-        priority=priority,
-    )
-
-
-def result(plan: StepPlan, token: int = 7, **fields: Any) -> StepResult:
-    """The same token for every row that samples."""
-    rows = [
-        RowResult(seq_id=row.seq_id, token_ids=[token] if row.num_samples else [], **fields)
-        for row in plan.rows
-    ]
-    return StepResult(step_id=plan.step_id, rows=rows)
-
-
-def planned(scheduler: Scheduler) -> StepPlan:
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    return plan
-
-
-def step(scheduler: Scheduler, token: int = 7) -> StepPlan:
-    plan = planned(scheduler)
-    scheduler.apply(result(plan, token))
-    assert scheduler.check_integrity() == []
-    return plan
-
-
-def shape(plan: StepPlan) -> list[tuple[int, int, int, int]]:
-    return [(row.seq_id, row.start, row.num_tokens, row.num_samples) for row in plan.rows]
+from nonet.core.step import RowResult, StepResult
 
 
 def test_nothing_to_do_is_no_plan() -> None:
@@ -358,88 +285,6 @@ def test_admission_leaves_running_sequences_room_to_grow() -> None:
     while scheduler.has_work:
         step(scheduler)
     assert scheduler.stats().preemptions == 0
-
-
-def test_prompt_logprobs_are_gathered_over_chunks() -> None:
-    scheduler, _ = make_scheduler(max_tokens_per_step=8)
-    ids = [*range(20)]
-    scheduler.add(request("warm", ids, max_tokens=1))
-    while scheduler.has_work:
-        step(scheduler)
-    scheduler.drain_deltas()
-    scheduler.add(request("a", ids, prompt_logprobs=0, n=2))
-    deltas = []
-    while not deltas:
-        plan = planned(scheduler)
-        row, *others = plan.rows
-        assert (row.prompt_logprobs, [other.prompt_logprobs for other in others]) == (
-            True,
-            [False] * len(others),
-        )
-        last = min(row.start + row.num_tokens, 19)
-        found = [TokenLogprob(ids[p], -1.0, 1) for p in range(row.start + 1, last + 1)]
-        scheduler.apply(result(plan, prompt_logprobs=found))
-        deltas = scheduler.drain_deltas()
-    assert deltas[0].num_cached == 0, "a hit would have no logits"
-    assert deltas[0].prompt_logprobs is not None
-    assert deltas[0].prompt_logprobs[0] is None
-    assert [entry.token_id for entry in deltas[0].prompt_logprobs[1:] if entry] == ids[1:]
-    assert deltas[1].prompt_logprobs is None
-    assert not any(row.prompt_logprobs for row in planned(scheduler).rows)
-
-
-def test_a_prompt_of_one_token_has_one_empty_logprob() -> None:
-    scheduler, _ = make_scheduler()
-    scheduler.add(request("a", 1, prompt_logprobs=0))
-    assert not step(scheduler).rows[0].prompt_logprobs
-    assert scheduler.drain_deltas()[0].prompt_logprobs == [None]
-
-
-def test_drafts_are_verified_and_rolled_back() -> None:
-    scheduler, _ = make_scheduler()
-    scheduler.add(request("a", 3, max_tokens=20))
-    plan = planned(scheduler)
-    scheduler.apply(result(plan, drafts=(1, 2, 3)))
-    plan = planned(scheduler)
-    (row,) = plan.rows
-    assert (row.start, row.num_tokens, row.drafts, row.num_samples) == (3, 1, (1, 2, 3), 4)
-    assert scheduler.plan(0.0) is None, "how many stand is not known yet"
-    accepted = RowResult(seq_id=0, token_ids=[1, 9], num_accepted=1)
-    scheduler.apply(StepResult(step_id=plan.step_id, rows=[accepted]))
-    assert [d.token_ids for d in scheduler.drain_deltas()] == [[7], [1, 9]]
-    assert shape(step(scheduler)) == [(0, 5, 1, 1)]
-    assert scheduler.check_integrity() == []
-
-
-def test_drafts_never_exceed_what_may_still_come() -> None:
-    scheduler, _ = make_scheduler(max_tokens_per_step=4)
-    scheduler.add(request("a", 3, max_tokens=3))
-    scheduler.apply(result(planned(scheduler), drafts=(1, 2, 3)))
-    assert planned(scheduler).rows[0].drafts == (1,), "two tokens may come, one is not a draft"
-
-
-def test_drafts_share_what_is_left_of_the_budget() -> None:
-    scheduler, _ = make_scheduler(max_tokens_per_step=8)
-    scheduler.add(request("a", 3))
-    scheduler.add(request("b", 3))
-    scheduler.apply(result(planned(scheduler), drafts=(1, 2, 3, 4, 5)))
-    plan = planned(scheduler)
-    assert [len(row.drafts) for row in plan.rows] == [5, 1]
-    assert plan.num_tokens == 8
-
-
-def test_an_accepted_run_ends_where_the_sequence_ends() -> None:
-    scheduler, _ = make_scheduler()
-    scheduler.add(request("a", 3, max_tokens=9, eos_ids=(2,)))
-    scheduler.apply(result(planned(scheduler), drafts=(1, 2, 3)))
-    plan = planned(scheduler)
-    logprobs = [TokenLogprob(token, -1.0, 1) for token in (1, 2, 3, 4)]
-    accepted = RowResult(seq_id=0, token_ids=[1, 2, 3, 4], num_accepted=3, logprobs=logprobs)
-    scheduler.apply(StepResult(step_id=plan.step_id, rows=[accepted]))
-    last = scheduler.drain_deltas()[-1]
-    assert (last.token_ids, last.finish_reason, last.stop_token_id) == ([1, 2], "stop", 2)
-    assert last.logprobs == logprobs[:2]
-    assert scheduler.stats().blocks_free == 64
 
 
 def test_stats_count() -> None:
