@@ -12,6 +12,7 @@ import torch
 from nonet.core.errors import ConfigError
 from nonet.kernels.native import NativeOps, NativeRecording, native_available, time_program
 from nonet.kernels.native.memory import Arena
+from nonet.kernels.ops import StepShape
 from nonet.kernels.reference.ops import ReferenceOps
 from tests.kernels.native_stack import TINY, Buffers, Stack
 
@@ -27,6 +28,9 @@ STEPS = [
 ]
 
 
+LARGEST = StepShape(64, 4, 4)
+
+
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
@@ -37,13 +41,12 @@ def run(dtype: torch.dtype, recorded: bool, reference: bool = False) -> list[tor
     stack = Stack(ops, TINY, 32)
     buffers = Buffers.make(64, 4, 4, 6)
     generator = torch.Generator().manual_seed(1)
-    recording = ops.record(lambda: stack.forward(buffers)) if recorded else None
+    recording = ops.record(lambda _: stack.forward(buffers), LARGEST) if recorded else None
     results = []
     for spans in STEPS:
         tokens = buffers.fill(spans, stack.block_size, generator)
         if recording is not None:
-            recording.replay(tokens, len(spans), len(spans))
-            results.append(recording.output[: len(spans)].clone())
+            results.append(recording.replay(StepShape(tokens, len(spans), len(spans))).clone())
         else:
             results.append(stack.forward(buffers.live(tokens, len(spans))))
     return results
@@ -68,7 +71,9 @@ def test_memory_of_intermediates_does_not_grow_with_depth() -> None:
         ops = NativeOps(torch.float32, 1)
         stack = Stack(ops, shape, 32)
         buffers = Buffers.make(64, 4, 4, 6)
-        recording = ops.record(lambda stack=stack, buffers=buffers: stack.forward(buffers))
+        recording = ops.record(
+            lambda _, stack=stack, buffers=buffers: stack.forward(buffers), LARGEST
+        )
         assert isinstance(recording, NativeRecording)
         sizes.append(recording.arena_bytes)
     assert sizes[0] == sizes[1]
@@ -91,10 +96,10 @@ def test_time_program_names_every_operation() -> None:
     ops = NativeOps(torch.float32, 2)
     stack = Stack(ops, TINY, 32)
     buffers = Buffers.make(64, 4, 4, 6)
-    recording = ops.record(lambda: stack.forward(buffers))
+    recording = ops.record(lambda _: stack.forward(buffers), LARGEST)
     assert isinstance(recording, NativeRecording)
     tokens = buffers.fill(STEPS[0], 16, torch.Generator().manual_seed(0))
-    table = time_program(recording, tokens, 1, 1)
+    table = time_program(recording, StepShape(tokens, 1, 1))
     assert table.keys() == {
         "add_rms_norm", "attention", "embed", "gated", "gather_rows", "linear", "logits", "rms_norm", "rope_store",
     }  # fmt: skip

@@ -40,7 +40,7 @@ class BareModel:
         max_tokens: int = 512,
     ) -> None:
         self.spec = read_spec(path)
-        self.ops: Ops = KERNELS.load(kernels)(dtype, torch.device("cpu"), 2)
+        self.ops: Ops = KERNELS.load(kernels).create(dtype, torch.device("cpu"), 2)
         source = open_weights(path)
         parameters = LoadedParameters(
             source, self.spec, self.ops, WEIGHT_FORMATS.build(weight_format)

@@ -79,9 +79,10 @@ class _DeviceSide:
 
 
 def _ops(resolved: Resolved) -> Ops:
-    torch.set_num_threads(resolved.threads)
-    build = KERNELS.load(resolved.kernels)
-    ops: Ops = build(DTYPES[resolved.dtype], torch.device(resolved.device), resolved.threads)
+    implementation = KERNELS.load(resolved.kernels)
+    ops: Ops = implementation.create(
+        DTYPES[resolved.dtype], torch.device(resolved.device), resolved.threads
+    )
     return ops
 
 

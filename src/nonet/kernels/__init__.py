@@ -4,7 +4,7 @@ from nonet.core.catalogue import Catalogue
 
 __all__ = ["KERNELS"]
 
-# Each entry is called with (dtype, device, threads).
+# Each class has `create(dtype, device, threads)`.
 KERNELS = Catalogue(
     "kernel implementation",
     {

@@ -29,7 +29,14 @@ from nonet.kernels.native.library import (
 from nonet.kernels.native.memory import HugePages
 from nonet.kernels.native.packing import NativeWeight, pack_dense
 from nonet.kernels.native.recording import NativeRecording, RowKind, Tape
-from nonet.kernels.ops import Activation, AttentionInputs, LayerCache, QKVLayout, Recording
+from nonet.kernels.ops import (
+    Activation,
+    AttentionInputs,
+    LayerCache,
+    QKVLayout,
+    Recording,
+    StepShape,
+)
 
 __all__ = ["NativeOps"]
 
@@ -64,6 +71,15 @@ class NativeOps:
         self._scratch_bytes = self._library.attention_scratch_bytes
         self._element = 1 if dtype == torch.bfloat16 else 0
         self._dims = (ctypes.c_int32 * 3)()
+
+    @classmethod
+    def create(cls, dtype: torch.dtype, device: torch.device, threads: int) -> NativeOps:
+        """As the catalogue of kernels calls it; the device is the CPU."""
+        assert device.type == "cpu", device
+        torch.set_num_threads(
+            1
+        )  # torch's own threads would spin on the cores that these kernels use
+        return cls(dtype, threads)
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
@@ -200,16 +216,22 @@ class NativeOps:
     def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
         return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
 
-    def record(self, forward: Callable[[], torch.Tensor]) -> Recording | None:
+    def record(
+        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
+    ) -> Recording | None:
+        """One list of calls, made on the largest buffers, serves every smaller shape."""
         assert self._tape is None, "a recording is already being made"
         tape = self._tape = Tape()
         try:
-            output = forward()
+            output = forward(largest)
         finally:
             self._tape = None
         return NativeRecording(
             tape, output, self._library, self.threads, self._scratch_bytes, _SHARED_BYTES
         )
+
+    def close(self) -> None:
+        """The thread team belongs to the process and sleeps when unused; there is nothing to give back."""
 
     def _multiply(
         self, label: str, x: torch.Tensor, weight: NativeWeight, softcap: float | None

@@ -9,6 +9,7 @@ import torch
 
 from nonet.kernels.native.library import Library, Op
 from nonet.kernels.native.memory import Arena
+from nonet.kernels.ops import StepShape
 
 __all__ = ["NativeRecording", "RowKind", "Tape", "time_program"]
 
@@ -69,32 +70,27 @@ class NativeRecording:
         """Memory that intermediates and the output take."""
         return self._tape.arena.num_bytes
 
-    def replay(self, num_tokens: int, num_seqs: int, num_rows: int) -> None:
-        self._run(num_tokens, num_seqs, num_rows, None)
+    def replay(self, shape: StepShape) -> torch.Tensor:
+        self._run(shape, None)
+        return self.output[: shape.num_rows]
 
-    def timed_replay(self, num_tokens: int, num_seqs: int, num_rows: int) -> list[float]:
+    def timed_replay(self, shape: StepShape) -> list[float]:
         """Replay, and return the seconds of each operation; `labels` names them."""
         seconds = (ctypes.c_double * len(self.labels))()
-        self._run(num_tokens, num_seqs, num_rows, seconds)
+        self._run(shape, seconds)
         return list(seconds)
 
-    def _run(
-        self,
-        num_tokens: int,
-        num_seqs: int,
-        num_rows: int,
-        seconds: ctypes.Array[ctypes.c_double] | None,
-    ) -> None:
-        self._dims[:] = (num_tokens, num_seqs, num_rows)
+    def _run(self, shape: StepShape, seconds: ctypes.Array[ctypes.c_double] | None) -> None:
+        self._dims[:] = (shape.num_tokens, shape.num_seqs, shape.num_rows)
         team = self._library.team(self._threads)
         self._library.run(team, self._program, len(self.labels), self._dims, *self._bytes, seconds)
 
 
 def time_program(
-    recording: NativeRecording, num_tokens: int, num_seqs: int, num_rows: int, repeats: int = 5
+    recording: NativeRecording, shape: StepShape, repeats: int = 5
 ) -> dict[str, float]:
     """Seconds of a step by operation name, from the fastest of `repeats` replays, largest first."""
-    runs = [recording.timed_replay(num_tokens, num_seqs, num_rows) for _ in range(repeats)]
+    runs = [recording.timed_replay(shape) for _ in range(repeats)]
     fastest = min(runs, key=sum)
     totals: dict[str, float] = {}
     for label, seconds in zip(recording.labels, fastest, strict=True):

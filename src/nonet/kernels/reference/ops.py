@@ -43,10 +43,15 @@ class ReferenceOps:
 
     name = "reference"
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        self.threads = threads  # torch's own pool, which the engine sets, does the work
+
+    @classmethod
+    def create(cls, dtype: torch.dtype, device: torch.device, threads: int) -> ReferenceOps:
+        """As the catalogue of kernels calls it: `threads` of torch's own pool do the work."""
+        torch.set_num_threads(threads)
+        return cls(dtype, device)
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None

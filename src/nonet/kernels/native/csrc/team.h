@@ -1,7 +1,9 @@
-// A team of threads that runs a list of operations, all threads inside each operation, a barrier between two.
+// A team of threads that runs a list of operations.
 //
-// The threads persist. Between programs they spin for a short while, because the next step of a busy engine comes
-// within microseconds, then sleep. The caller is thread 0.
+// An operation is one or more stages, a stage is a number of items that may run in any order on any thread. The caller
+// leads: it opens a stage, takes items like everybody else and opens the next one when all items are done. It never
+// waits for a thread, only for items that a thread has begun. So a worker that sleeps, or whose core somebody else is
+// using, costs its help and nothing more, and a stage of one item costs no communication at all.
 #pragma once
 
 #include <atomic>
@@ -14,39 +16,51 @@
 
 namespace nonet {
 
-class Team;
-
 // How many rows an operation has: dims[kind] when kind >= 0 (live counts of the step), `count` itself otherwise.
 struct Rows {
   int32_t kind;
   int32_t count;
 };
 
-// What one thread sees of a running operation.
+// What one thread sees of a running stage.
 struct alignas(64) Context {
-  Team* team;
   const int32_t* dims;  // tokens, sequences, sampled rows
-  int thread;
   int threads;
-  char* scratch;          // this thread's own, 64-byte aligned
-  char* shared_scratch;   // one for the team
+  char* scratch;         // this thread's own, 64-byte aligned
+  char* shared_scratch;  // one for the team
   size_t shared_bytes;
-  uint32_t phase;         // barriers passed; picks the work queue
+  uint64_t stage_id;  // unique; 0 is none
 
   int rows(Rows r) const { return r.kind < 0 ? r.count : dims[r.kind]; }
-  // The next of `total` work items, or -1. Each thread has its own contiguous share and then helps the others.
-  // One call site per phase: the queue starts afresh after every barrier.
-  int take(int total);
-  void barrier();
+
+  // What this thread remembers from one item of a stage to the next; made by `make` at the thread's first item.
+  template <class State, class Make>
+  State& state(Make make) {
+    static_assert(sizeof(State) <= sizeof(state_), "the state is too large");
+    if (state_id_ != stage_id) {
+      new (state_) State(make());
+      state_id_ = stage_id;
+    }
+    return *reinterpret_cast<State*>(state_);
+  }
+
+ private:
+  uint64_t state_id_ = 0;
+  alignas(64) char state_[256];
+};
+
+struct Kernel {
+  const char* name;
+  int64_t args_bytes;
+  int stages;
+  // How many items a stage has, for any thread count; called by the leader when the stages before are done.
+  int (*items)(const void* args, int stage, const Context& context);
+  void (*run)(const void* args, int stage, int item, Context& context);
 };
 
 struct Op {
-  void (*run)(const void* args, Context& context);
+  const Kernel* kernel;
   const void* args;
-};
-
-struct alignas(64) Cursor {
-  std::atomic<int> next{0};
 };
 
 class Team {
@@ -60,32 +74,43 @@ class Team {
            double* seconds);
 
  private:
-  friend struct Context;
-  static constexpr int kQueues = 4;
-  static constexpr int kSpins = 20000;  // about 100 microseconds of pause instructions
+  static constexpr int kSpins = 3000;  // about 50 microseconds of pause instructions
+  static constexpr int kSlots = 8;
 
+  // The open stage as one word, so that taking an item and knowing what it belongs to is one atomic addition:
+  // 24 bits stage number, 20 bits items, 20 bits next item.
+  static constexpr int kItemBits = 20;
+  static constexpr uint64_t kItemMask = (uint64_t{1} << kItemBits) - 1;
+
+  struct Stage {
+    Op op;
+    int stage;
+  };
+
+  void lead(const Op& op, Context& context);
   void work(int thread);
-  void execute(Context& context);
+  // Takes and runs items of the open stage until none is left; false when there was none.
+  bool help(Context& context);
+  void sleep(uint32_t seen);
+  void wake();
   void reserve(size_t scratch_bytes, size_t shared_bytes);
-  void wait_at_barrier();
 
   const int threads_;
   std::vector<std::thread> workers_;
   std::vector<Context> contexts_;
-  std::vector<Cursor> cursors_;  // [queue][thread]
   char* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   size_t shared_bytes_ = 0;
 
   std::mutex running_;  // one program at a time
-  const Op* ops_ = nullptr;
-  int count_ = 0;
-  double* seconds_ = nullptr;
+  uint64_t stage_id_ = 0;
+  Stage slots_[kSlots];
 
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> barrier_phase_{0};
-  alignas(64) std::atomic<int> sleepers_{0};
+  alignas(64) std::atomic<uint64_t> open_{0};
+  alignas(64) std::atomic<int> done_{0};
+  alignas(64) std::atomic<uint32_t> programs_{0};  // started; a sleeping worker waits for the next
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> busy_{false};  // a program is running: workers spin
   std::atomic<bool> stopping_{false};
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
