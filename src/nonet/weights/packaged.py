@@ -115,15 +115,22 @@ def resolve_model(
             )
         return path
     path = Path(argument).expanduser()
-    if path.exists():
+    if argument and _exists(path):
         return path
     looks_local = argument.startswith((".", "/", "~")) or argument.endswith(".gguf")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", argument) and not looks_local:
         return fetch_from_hub(argument, revision)
     raise UnknownNameError(
-        f"no model {argument!r}: not a packaged name, and no such file or directory. "
-        f"{did_you_mean(argument, sorted(models))}; or give a path, or a hub id like org/name"
+        f"no model {argument[:200]!r}: not a packaged name, and no such file or directory. "
+        f"{did_you_mean(argument[:200], sorted(models))}; or give a path, or a hub id like org/name"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the system, a folder that may not be entered
+        return False
 
 
 def _read(path: Path) -> dict[str, PackagedModel]:
