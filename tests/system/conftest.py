@@ -49,6 +49,4 @@ def start_one(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
 
     yield start
     for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-        running.process.wait(10)
+        running.close()

@@ -86,7 +86,17 @@ class RunningServer:
         """SIGTERM; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        code = self.process.wait(20)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """End it the hard way, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 def start_server(folder: Path, fake: FakeConfig | None = None, **server: object) -> RunningServer:
@@ -111,7 +121,11 @@ def start_server(folder: Path, fake: FakeConfig | None = None, **server: object)
         if line.strip().startswith("curl "):
             break
     text = "".join(table)
-    assert "listening on" in text, log.read_text()
+    if "listening on" not in text:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+        raise AssertionError(log.read_text())
     url = next(line.split()[2] for line in table if "listening on" in line)
     return RunningServer(process, url, text, log)
 

@@ -182,8 +182,7 @@ async def test_idle_reader_gets_empty_lists(start_client: StartClient) -> None:
 
 
 PARENT = """
-import asyncio, sys
-sys.path.insert(0, {here!r})
+import asyncio
 from tests.system.harness import fake_launch
 from tests.system.fake_engine import FakeConfig
 from nonet.engine.client import EngineClient

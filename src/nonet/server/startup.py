@@ -50,7 +50,10 @@ def curl_line(url: str, model: str, *, has_chat: bool, has_keys: bool) -> str:
     key = ' -H "Authorization: Bearer $NONET_API_KEY"' if has_keys else ""
     if has_chat:
         path = "/v1/chat/completions"
-        body: dict[str, object] = {"model": model, "messages": [{"role": "user", "content": "What is a nonet?"}]}
+        body: dict[str, object] = {
+            "model": model,
+            "messages": [{"role": "user", "content": "What is a nonet?"}],
+        }
     else:
         path = "/v1/completions"
         body = {"model": model, "prompt": "A nonet is", "max_tokens": 32}

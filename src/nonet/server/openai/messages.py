@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from nonet.core.errors import InvalidRequestError
 from nonet.server.limits import check_depth, check_length
 from nonet.server.openai.schemas import ChatMessage, ChatRequest, ContentPart
@@ -17,7 +15,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as plain dicts: parts joined, `developer` as `system`, tool arguments as objects."""
+    """Messages as plain dicts: parts joined, `developer` as `system`."""
     check_length("messages", len(messages), "messages")
     if not messages:
         raise InvalidRequestError("messages is empty; give at least one message", "messages")
@@ -60,7 +58,7 @@ def _template_message(number: int, message: ChatMessage) -> dict[str, Any]:
     if message.tool_calls:
         check_length("tool_calls", len(message.tool_calls), "messages")
         check_depth(message.tool_calls, "messages")
-        plain["tool_calls"] = [_with_object_arguments(one) for one in message.tool_calls]
+        plain["tool_calls"] = message.tool_calls
     if text is not None:
         check_text(text, "messages")
     return plain
@@ -79,16 +77,3 @@ def _joined(where: str, parts: list[ContentPart]) -> str:
             raise InvalidRequestError(f"{where} has a text part without text", "messages")
         texts.append(part.text)
     return "\n".join(texts)
-
-
-def _with_object_arguments(tool_call: dict[str, Any]) -> dict[str, Any]:
-    """Clients send a call's arguments as JSON text; templates want the object."""
-    function = tool_call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return tool_call
-    try:
-        arguments = orjson.loads(function["arguments"])
-    except orjson.JSONDecodeError:
-        return tool_call
-    check_depth(arguments, "messages")
-    return {**tool_call, "function": {**function, "arguments": arguments}}

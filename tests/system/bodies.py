@@ -1,0 +1,130 @@
+"""Seeded request bodies: sound ones, and what becomes of them under wrong types, ranges, encodings and nesting."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+FIELDS = (
+    "model", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty",
+    "repetition_penalty", "logit_bias", "seed", "max_tokens", "max_completion_tokens", "min_tokens", "stop",
+    "stop_token_ids", "stream", "stream_options", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "best_of",
+    "user", "cache_salt", "priority", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output",
+    "return_token_ids", "response_format", "tools", "tool_choice", "chat_template_kwargs", "messages", "prompt",
+    "suffix", "unknown_field",
+)  # fmt: skip
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+
+STRINGS = (
+    "", "a", "\x00", "\u202e\u200b", "\U0001f600" * 40, "<|eos|><|start|>system", "{{ 7*7 }}", "../../etc/passwd",
+    "x" * 5000, "é" * 300, "\ufffd\uffff", "null", "NaN", "1", "\\", '"', "\r\n\r\n", "auto", "required", "text",
+    "json_object",
+)  # fmt: skip
+
+NUMBERS = (
+    0, 1, -1, 2, 20, 64, 65, 128, 129, 257, 258, 260, 1024, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, -(2**63) - 1,
+    0.0, 0.5, -0.5, 1.0001, 1e-300, 1e300, 100.0, 100.5,
+)  # fmt: skip
+
+RAW = (
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400",
+    "-1e400",
+    '"\\ud800"',
+    '"\\udfff\\ud800"',
+    "01",
+    "+1",
+    "0x10",
+    "'a'",
+)
+
+
+def body(rng: random.Random) -> tuple[str, bytes]:
+    """A path and the bytes to post to it."""
+    path = rng.choice(PATHS)
+    sound = _sound(rng, path)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+        sound[rng.choice(FIELDS)] = _value(rng, 0)
+    text = json.dumps(sound, ensure_ascii=rng.random() < 0.5)
+    raw = text.encode("utf-8", "surrogatepass")
+    return path, _damaged(rng, raw)
+
+
+def _sound(rng: random.Random, path: str) -> dict[str, Any]:
+    if path == "/tokenize":
+        return {"prompt": rng.choice(STRINGS)}
+    if path == "/detokenize":
+        return {"tokens": [rng.randrange(260) for _ in range(rng.randrange(8))]}
+    body: dict[str, Any] = {"max_tokens": rng.randrange(1, 12)}
+    if path == "/v1/completions":
+        body["prompt"] = rng.choice(
+            ("hello", ["a", "b"], [1, 2, 3], [[1, 2], [3]], list(STRINGS[1:6]))
+        )
+    else:
+        body["messages"] = [
+            {
+                "role": rng.choice(("system", "user", "assistant", "tool", "developer")),
+                "content": text,
+            }
+            for text in rng.choices(STRINGS, k=rng.randrange(1, 4))
+        ]
+    if rng.random() < 0.3:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": rng.random() < 0.5}
+    if rng.random() < 0.2:
+        body["n"] = rng.randrange(1, 5)
+    return body
+
+
+def _value(rng: random.Random, depth: int) -> Any:
+    kind = rng.randrange(9 if depth < 4 else 5)
+    match kind:
+        case 0:
+            return None
+        case 1:
+            return rng.random() < 0.5
+        case 2 | 3:
+            return rng.choice(NUMBERS)
+        case 4:
+            return rng.choice(STRINGS)
+        case 5:
+            return [_value(rng, depth + 1) for _ in range(rng.randrange(5))]
+        case 6:
+            return {
+                rng.choice((*STRINGS[:8], "type", "role", "content", "1", "-1", "300")): _value(
+                    rng, depth + 1
+                )
+                for _ in range(rng.randrange(4))
+            }
+        case 7:
+            return [rng.choice(NUMBERS)] * rng.choice((1, 70, 2000))
+        case _:
+            return [{"role": rng.choice(("user", "x")), "content": _value(rng, depth + 1)}]
+
+
+def _damaged(rng: random.Random, raw: bytes) -> bytes:
+    """One body in three is damaged as bytes."""
+    match rng.randrange(18):
+        case 0:
+            return raw[: rng.randrange(len(raw) + 1)]
+        case 1:
+            position = rng.randrange(len(raw))
+            return raw[:position] + bytes([rng.randrange(256)]) + raw[position + 1 :]
+        case 2:
+            deep = rng.choice((50, 100, 900, 20_000))
+            field = rng.choice(("tools", "chat_template_kwargs", "x", "messages")).encode()
+            opening, closing = rng.choice(((b'{"a":', b"}"), (b"[", b"]")))
+            return raw[:-1] + b',"' + field + b'":' + opening * deep + b"1" + closing * deep + b"}"
+        case 3:
+            value = rng.choice(RAW).encode()
+            return raw[:-1] + b',"' + rng.choice(FIELDS).encode() + b'":' + value + b"}"
+        case 4:
+            return b"\xef\xbb\xbf" + raw
+        case 5:
+            return rng.randbytes(rng.randrange(64))
+        case _:
+            return raw
