@@ -137,10 +137,10 @@ def test_block_layouts_match_the_gguf_package():
 def test_a_large_vocabulary_is_quick(write):
     words = b"".join(text(f"word{i}") for i in range(262_144))
     path = write(container([entry("tokens", ARRAY, array(STRING, 262_144, words))]))
-    start = time.perf_counter()
+    start = time.process_time()
     with GGUFFile.open(path) as file:
         assert file.metadata["tokens"][-1] == "word262143"
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 HUGE = 2**64 - 1

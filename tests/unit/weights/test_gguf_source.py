@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from tests.real_models import real_model
 
 from nonet.core.errors import ModelFileError, UnsupportedModelError
 from nonet.core.gguf import BLOCK_LAYOUTS, GGUFFile
+from nonet.core.model_spec import RopeScaling, RopeSpec
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.layers.rotary import inverse_frequencies
 from nonet.weights.gguf_blocks import BLOCK_FORMATS, unpack_blocks
 from nonet.weights.gguf_source import GGUFSource
 from nonet.weights.spec import read_spec
@@ -36,11 +39,11 @@ WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # the gguf package cannot w
 def random_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     """Any bits at all in the codes and small scales, any finite float16 (denormals too) in the large ones."""
     block, num_bytes = BLOCK_LAYOUTS[kind]
-    random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (rows * columns // block, num_bytes), np.uint8)
+    bits_of = np.random.default_rng(seed)
+    blocks = bits_of.integers(0, 256, (rows * columns // block, num_bytes), np.uint8)
     for start in SCALES_AT[kind]:
-        bits = random.integers(0, 0x7C00, len(blocks), np.uint16)
-        bits |= random.integers(0, 2, len(blocks), np.uint16) << 15
+        bits = bits_of.integers(0, 0x7C00, len(blocks), np.uint16)
+        bits |= bits_of.integers(0, 2, len(blocks), np.uint16) << 15
         blocks[:, start : start + 2] = bits[:, None].view(np.uint8)
     return blocks.reshape(rows, -1)
 
@@ -192,6 +195,52 @@ def test_unreadable_kinds_and_uneven_heads_are_refused(write):
     tensors = {"blk.0.attn_q.weight": ("F32", np.zeros((255, 256), np.float32))}
     with pytest.raises(ModelFileError, match="255 rows, which 4 heads"):
         GGUFSource(write(tensors))
+
+
+def test_damaged_files_are_refused_or_read(write, tmp_path):
+    """From spec to every tensor: a header with flipped bits or extreme numbers raises the two errors or nothing."""
+    plain, _ = inverse_frequencies(RopeSpec(1e4), 64, 64)
+    scaled, _ = inverse_frequencies(RopeSpec(1e4, RopeScaling("llama3", 8.0, 8192)), 64, 64)
+    tensors = {
+        "rope_freqs.weight": ("F32", (plain / scaled).numpy()),
+        "output_norm.weight": ("F32", np.ones(256, np.float32)),
+        "blk.0.attn_q.weight": ("Q4_K", random_blocks("Q4_K", 256, 256)),
+        "blk.0.attn_q.bias": ("F32", np.ones(256, np.float32)),
+        "blk.1.ffn_down.weight": ("Q6_K", random_blocks("Q6_K", 4, 256)),
+        "blk.1.ffn_up.weight": ("BF16", np.ones((4, 512), np.uint8)),
+    }
+    sound = write(tensors).read_bytes()
+    with GGUFFile.open(tmp_path / "llama.gguf") as file:
+        header_bytes = min(info.offset for info in file.tensors.values())
+    path = tmp_path / "damaged.gguf"
+    bits = random.Random(0)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(500):
+        content = bytearray(sound)
+        for _ in range(bits.choice((1, 1, 3))):
+            place = bits.randrange(header_bytes)
+            if bits.random() < 0.8:
+                content[place] ^= 1 << bits.randrange(8)
+            else:
+                content[place : place + 4] = bits.choice((b"\0" * 4, b"\xff" * 4))
+        path.write_bytes(content)
+        try:
+            read_everything(path)
+        except (ModelFileError, UnsupportedModelError):
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+    assert min(outcomes.values()) > 50
+
+
+def read_everything(path: Path) -> None:
+    read_spec(path)
+    source = GGUFSource(path)
+    with np.errstate(all="ignore"):
+        for name in source.names():
+            assert tuple(source.load(name).shape) == source.shape(name)
+            source.load_groupwise(name)
+    source.close()
 
 
 @pytest.mark.models
