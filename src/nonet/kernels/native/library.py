@@ -1,4 +1,4 @@
-"""The compiled kernels as Python sees them: argument structures, the table of operations, thread teams.
+"""The compiled kernels as Python sees them: argument structures, the table of kernels, thread teams.
 
 Every structure here mirrors one in csrc/; `Library` compares their sizes when it loads.
 """
@@ -51,6 +51,7 @@ class DenseWeight(ctypes.Structure):
         ("depth", _int64),
         ("steps", _int64),
         ("element", _int32),
+        ("scratch_bytes", _int32),
     ]
 
 
@@ -152,7 +153,7 @@ class AttentionArgs(ctypes.Structure):
 class Op(ctypes.Structure):
     """One entry of a program."""
 
-    _fields_ = [("run", _pointer), ("args", _pointer)]
+    _fields_ = [("kernel", _pointer), ("args", _pointer)]
 
 
 _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
@@ -177,7 +178,7 @@ class Library:
                 f"the native kernels in {path} could not be loaded: {error}"
             ) from error
         self._declare()
-        self.address_of = self._read_operations()
+        self.address_of = self._read_kernels()
         self.attention_scratch_bytes: int = self._lib.nonet_attention_scratch_bytes()
         self._teams: dict[tuple[int, int], int] = {}
 
@@ -209,8 +210,8 @@ class Library:
 
     def _declare(self) -> None:
         lib = self._lib
-        lib.nonet_operation.argtypes = [_int32, _pointer, _pointer, _pointer]
-        lib.nonet_operation.restype = ctypes.c_int
+        lib.nonet_kernel.argtypes = [_int32, _pointer, _pointer]
+        lib.nonet_kernel.restype = _pointer
         lib.nonet_team_create.argtypes = [ctypes.c_int]
         lib.nonet_team_create.restype = _pointer
         lib.nonet_attention_scratch_bytes.restype = _int64
@@ -219,15 +220,13 @@ class Library:
         ]  # fmt: skip
         lib.nonet_run.restype = ctypes.c_int
 
-    def _read_operations(self) -> dict[str, int]:
-        name, address, size = ctypes.c_char_p(), ctypes.c_void_p(), ctypes.c_int64()
+    def _read_kernels(self) -> dict[str, int]:
+        name, size = ctypes.c_char_p(), ctypes.c_int64()
         found: dict[str, int] = {}
-        while self._lib.nonet_operation(
-            len(found), ctypes.byref(name), ctypes.byref(address), ctypes.byref(size)
-        ):
+        while kernel := self._lib.nonet_kernel(len(found), ctypes.byref(name), ctypes.byref(size)):
             key = (name.value or b"").decode()
             assert size.value == ctypes.sizeof(_ARGUMENTS[key]), key
-            found[key] = address.value or 0
+            found[key] = kernel
         assert found.keys() == _ARGUMENTS.keys()
         return found
 

@@ -69,6 +69,7 @@ class NativeOps:
         self._pages = HugePages()
         self._tape: Tape | None = None
         self._scratch_bytes = self._library.attention_scratch_bytes
+        self._shared_bytes = _SHARED_BYTES
         self._element = 1 if dtype == torch.bfloat16 else 0
         self._dims = (ctypes.c_int32 * 3)()
 
@@ -227,7 +228,7 @@ class NativeOps:
         finally:
             self._tape = None
         return NativeRecording(
-            tape, output, self._library, self.threads, self._scratch_bytes, _SHARED_BYTES
+            tape, output, self._library, self.threads, self._scratch_bytes, self._shared_bytes
         )
 
     def close(self) -> None:
@@ -237,6 +238,7 @@ class NativeOps:
         self, label: str, x: torch.Tensor, weight: NativeWeight, softcap: float | None
     ) -> torch.Tensor:
         assert x.shape[1] == weight.num_inputs, (x.shape, weight.num_inputs)
+        self._shared_bytes = max(self._shared_bytes, x.shape[0] * weight.row_bytes)
         out = self._empty(x, weight.num_outputs)
         args = LinearArgs(_floats(x), out.data_ptr(), weight.address, self._rows(x), softcap or 0.0)
         self._emit(label, f"linear_{weight.kernel}", args, x, weight)
@@ -283,7 +285,12 @@ class NativeOps:
             self._tape.append(label, op, args, operands)
             return
         self._library.run(
-            self._library.team(self.threads), op, 1, self._dims, self._scratch_bytes, _SHARED_BYTES
+            self._library.team(self.threads),
+            op,
+            1,
+            self._dims,
+            self._scratch_bytes,
+            self._shared_bytes,
         )
 
 

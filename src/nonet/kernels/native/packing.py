@@ -15,6 +15,7 @@ __all__ = ["NativeWeight", "pack_dense"]
 _PANEL = 16
 _ROW_UNITS = 128  # kRowUnits of csrc/tile.h
 _CHUNK_ROWS = 64  # kMaxChunkRows of csrc/linear_dense.cpp
+_OWN_ROWS = 4  # kOwnRows of csrc/linear_dense.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class NativeWeight:
     kernel: str  # "dense" | "groupwise": suffix of the operations that read it
     struct: ctypes.Structure
     tensors: tuple[torch.Tensor, ...]
-    scratch_bytes: int  # that a thread needs to multiply by it
+    scratch_bytes: int  # that each thread needs to multiply by it
+    row_bytes: int  # of the scratch that all threads share, for each row multiplied
 
     @property
     def address(self) -> int:
@@ -53,6 +55,7 @@ def pack_dense(
     padded_bias = pages.allocate((panels * _PANEL,), torch.float32)
     if bias is not None:
         padded_bias[:outputs] = bias.float()
+    row_bytes = -(-steps // _ROW_UNITS) * _ROW_UNITS * 4
     struct = DenseWeight(
         units=units.data_ptr(),
         bias=padded_bias.data_ptr(),
@@ -60,7 +63,8 @@ def pack_dense(
         depth=inputs,
         steps=steps,
         element=1 if dtype == torch.bfloat16 else 0,
+        scratch_bytes=_OWN_ROWS * row_bytes + _CHUNK_ROWS * 3 * _PANEL * 4,
     )
-    blocks = -(-steps // _ROW_UNITS)
-    scratch = _CHUNK_ROWS * 4 * (blocks * _ROW_UNITS + 4 * _PANEL)
-    return NativeWeight(outputs, inputs, "dense", struct, (units, padded_bias), scratch)
+    return NativeWeight(
+        outputs, inputs, "dense", struct, (units, padded_bias), struct.scratch_bytes, row_bytes
+    )

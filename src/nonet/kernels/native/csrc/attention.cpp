@@ -7,7 +7,7 @@
 // zero, so a row's result does not depend on how the queries were cut into chunks or who shares the tile.
 //
 // With few tiles and long sequences (one user, long context) the ranges of a tile are shared out too: every range's
-// (m, l, values) goes to the shared scratch, and after a barrier the same fold runs over them.
+// (m, l, values) goes to the shared scratch, and a second stage runs the same fold over them.
 #include "attention.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace {
 // Finds the tile of a work item; remembers where it was, because items come in rising order.
 class Tiles {
  public:
-  explicit Tiles(const AttentionArgs& args, int sequences) : args_(args), sequences_(sequences) {
+  Tiles(const AttentionArgs& args, int sequences) : args_(args) {
     const int group = args.heads / args.kv_heads;
     heads_ = std::min(group, kQueryRows);
     parts_ = args.kv_heads * ((group + heads_ - 1) / heads_);
@@ -58,25 +58,10 @@ class Tiles {
   int tiles(int s) const { return (query_count(s) + queries_ - 1) / queries_ * parts_; }
 
   const AttentionArgs& args_;
-  const int sequences_;
   int heads_, parts_, queries_;
   int sequence_ = 0;
   int before_ = 0;  // tiles of the sequences before `sequence_`
 };
-
-template <Element E>
-void whole_tiles(const AttentionArgs& args, Tiles& tiles, Context& context) {
-  TileAttention<E> tile_attention(args, *reinterpret_cast<Workspace*>(context.scratch));
-  for (int item; (item = context.take(tiles.count)) >= 0;) {
-    const Tile tile = tiles.find(item);
-    tile_attention.begin(tile);
-    for (int range = tile_attention.first_range(tile); range < tile_attention.last_range(tile); ++range) {
-      if (!tile_attention.compute(tile, range)) continue;
-      for (int row = 0; row < tile.rows(); ++row) tile_attention.fold_own(row);
-    }
-    tile_attention.finish(tile);
-  }
-}
 
 // One range's contribution to the rows of one tile, in the shared scratch.
 struct SharedParts {
@@ -84,7 +69,7 @@ struct SharedParts {
   int ranges;
   int64_t row_floats;  // maximum, sum, 14 unused, then the values
 
-  SharedParts(const AttentionArgs& args, const Tiles& tiles, Context& context)
+  SharedParts(const AttentionArgs& args, const Tiles& tiles, const Context& context)
       : base(reinterpret_cast<float*>(context.shared_scratch)),
         ranges((tiles.longest + kRangeKeys - 1) / kRangeKeys),
         row_floats(kLanes + args.dim) {}
@@ -94,56 +79,86 @@ struct SharedParts {
   }
 };
 
-template <Element E>
-void shared_tiles(const AttentionArgs& args, Tiles& tiles, const SharedParts& parts, Context& context) {
-  TileAttention<E> tile_attention(args, *reinterpret_cast<Workspace*>(context.scratch));
-  for (int item; (item = context.take(tiles.count * parts.ranges)) >= 0;) {
-    const int number = item / parts.ranges, range = item % parts.ranges;
-    const Tile tile = tiles.find(number);
-    if (range < tile_attention.first_range(tile) || range >= tile_attention.last_range(tile)) continue;
-    tile_attention.begin(tile);
-    const bool any = tile_attention.compute(tile, range);
-    for (int row = 0; row < tile.rows(); ++row) {
-      float* to = parts.row(number, range, row);
-      const Part part = any ? tile_attention.part(row) : Part{};
-      to[0] = part.maximum;
-      to[1] = part.sum;
-      if (any) std::memcpy(to + kLanes, tile_attention.part_values(row), sizeof(float) * args.dim);
-    }
+// How a step is cut, worked out once for each thread and stage.
+struct Cut {
+  Tiles tiles;
+  SharedParts parts;
+  bool is_shared;  // ranges of a tile go to different threads
+
+  Cut(const AttentionArgs& args, const Context& context)
+      : tiles(args, context.rows(args.sequences)), parts(args, tiles, context) {
+    const bool few = tiles.count < 4 * context.threads && tiles.longest > 2 * kRangeKeys;
+    is_shared = few && context.threads > 1 && parts.bytes(tiles.count) <= (int64_t)context.shared_bytes;
   }
-  context.barrier();
-  for (int item; (item = context.take(tiles.count)) >= 0;) {
-    const Tile tile = tiles.find(item);
-    tile_attention.begin(tile);
-    for (int range = tile_attention.first_range(tile); range < tile_attention.last_range(tile); ++range) {
-      for (int row = 0; row < tile.rows(); ++row) {
-        const float* from = parts.row(item, range, row);
-        tile_attention.fold(row, Part{from[0], from[1]}, from + kLanes);
-      }
-    }
-    tile_attention.finish(tile);
+};
+
+template <Element E>
+void whole_tile(TileAttention<E>& attention, const Tile& tile) {
+  attention.begin(tile);
+  for (int range = attention.first_range(tile); range < attention.last_range(tile); ++range) {
+    if (!attention.compute(tile, range)) continue;
+    for (int row = 0; row < tile.rows(); ++row) attention.fold_own(row);
+  }
+  attention.finish(tile);
+}
+
+template <Element E>
+void shared_range(TileAttention<E>& attention, Cut& cut, const AttentionArgs& args, int item) {
+  const int number = item / cut.parts.ranges, range = item % cut.parts.ranges;
+  const Tile tile = cut.tiles.find(number);
+  if (range < attention.first_range(tile) || range >= attention.last_range(tile)) return;
+  attention.begin(tile);
+  const bool any = attention.compute(tile, range);
+  for (int row = 0; row < tile.rows(); ++row) {
+    float* to = cut.parts.row(number, range, row);
+    const Part part = any ? attention.part(row) : Part{};
+    to[0] = part.maximum;
+    to[1] = part.sum;
+    if (any) std::memcpy(to + kLanes, attention.part_values(row), sizeof(float) * args.dim);
   }
 }
 
 template <Element E>
-void run(const AttentionArgs& args, Context& context) {
-  Tiles tiles(args, context.rows(args.sequences));
-  const SharedParts parts(args, tiles, context);
-  const bool few = tiles.count < 4 * context.threads && tiles.longest > 2 * kRangeKeys;
-  if (few && context.threads > 1 && parts.bytes(tiles.count) <= (int64_t)context.shared_bytes)
-    shared_tiles<E>(args, tiles, parts, context);
+void fold_tile(TileAttention<E>& attention, Cut& cut, int item) {
+  const Tile tile = cut.tiles.find(item);
+  attention.begin(tile);
+  for (int range = attention.first_range(tile); range < attention.last_range(tile); ++range) {
+    for (int row = 0; row < tile.rows(); ++row) {
+      const float* from = cut.parts.row(item, range, row);
+      attention.fold(row, Part{from[0], from[1]}, from + kLanes);
+    }
+  }
+  attention.finish(tile);
+}
+
+int attention_items(const void* raw, int stage, const Context& context) {
+  const Cut cut(*static_cast<const AttentionArgs*>(raw), context);
+  if (stage == 0) return cut.is_shared ? cut.tiles.count * cut.parts.ranges : cut.tiles.count;
+  return cut.is_shared ? cut.tiles.count : 0;
+}
+
+template <Element E>
+void run_element(const AttentionArgs& args, int stage, int item, Context& context) {
+  Cut& cut = context.state<Cut>([&] { return Cut(args, context); });
+  TileAttention<E> attention(args, *reinterpret_cast<Workspace*>(context.scratch));
+  if (stage == 1)
+    fold_tile(attention, cut, item);
+  else if (cut.is_shared)
+    shared_range(attention, cut, args, item);
   else
-    whole_tiles<E>(args, tiles, context);
+    whole_tile(attention, cut.tiles.find(item));
+}
+
+void attention_run(const void* raw, int stage, int item, Context& context) {
+  const auto& args = *static_cast<const AttentionArgs*>(raw);
+  if (args.element == (int32_t)Element::kBfloat16)
+    run_element<Element::kBfloat16>(args, stage, item, context);
+  else
+    run_element<Element::kFloat32>(args, stage, item, context);
 }
 
 }  // namespace
 
-void attention(const void* raw, Context& context) {
-  const auto& args = *static_cast<const AttentionArgs*>(raw);
-  if (args.element == (int32_t)Element::kBfloat16)
-    run<Element::kBfloat16>(args, context);
-  else
-    run<Element::kFloat32>(args, context);
-}
+const Kernel kAttention = {"attention", sizeof(AttentionArgs), 2, attention_items, attention_run};
 
 }  // namespace nonet

@@ -22,6 +22,6 @@ struct AttentionArgs {
   float softcap;  // 0: none
 };
 
-void attention(const void* args, Context& context);
+extern const Kernel kAttention;
 
 }  // namespace nonet

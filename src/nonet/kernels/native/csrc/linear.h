@@ -14,6 +14,7 @@ struct DenseWeight {
   int64_t depth;      // K
   int64_t steps;      // units along K
   int32_t element;    // Element
+  int32_t scratch_bytes;  // of each thread
 };
 
 struct LinearArgs {
@@ -32,18 +33,32 @@ struct EmbedArgs {
   float scale;
 };
 
-void linear_dense(const void* args, Context& context);
-void embed_dense(const void* args, Context& context);
+extern const Kernel kLinearDense, kEmbedDense;
 
 // out = softcap * tanh(out / softcap) over a [rows, columns] corner.
 void soft_cap(float* out, int64_t stride, int rows, int columns, float softcap);
 
-// How the rows and columns of a product are cut into work items. The cut never changes a result.
-struct Cut {
-  int row_chunks, rows_per_chunk;
-  int column_chunks, panels_per_chunk;
+// How the rows and columns of a product are cut into work items; the cut never changes a result. Columns come in groups
+// of panels that a kernel takes at once. With one chunk of rows, each thread first takes one large share (long streams
+// of weights), then smaller ones even out the end.
+class Cut {
+ public:
+  struct Item {
+    int first_row, rows;
+    int first_panel, last_panel;
+  };
 
-  Cut(int rows, int panels, int panel_group, int threads, int max_rows);
+  Cut(int rows, int panels, int panels_per_group, int threads, int max_rows);
+  int count() const { return row_chunks_ * shares_; }
+  int row_chunks() const { return row_chunks_; }
+  Item item(int number) const;
+
+ private:
+  int rows_, panels_, panels_per_group_, threads_;
+  int row_chunks_, rows_per_chunk_;
+  int groups_;
+  int shares_;  // of the columns
+  int large_;   // groups in each of the first `threads_` shares; 0 when all shares are alike
 };
 
 }  // namespace nonet

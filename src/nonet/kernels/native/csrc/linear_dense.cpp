@@ -1,8 +1,8 @@
 // Dense products: y = x W^T + b with weights in bf16 or float32, activations rounded to the weights' type.
 //
-// A work item is a chunk of rows times a chunk of columns. The thread that takes it rounds the rows of x into its own
-// scratch (again only when the row chunk changes), then walks the columns in groups of kTilePanels panels. For each
-// group, a block of at most kRowUnits steps of the weights (24 KB, in L1) meets all rows of the chunk (in L2).
+// Stage 0 rounds x into the shared scratch; with very few rows every thread rounds them for itself instead. Stage 1
+// multiplies: an item is a chunk of rows (in L2) times a share of the columns, walked in groups of kTilePanels panels.
+// For each group, a block of at most kRowUnits steps of the weights (24 KB, in L1) meets all rows of the chunk.
 #include <algorithm>
 
 #include "linear.h"
@@ -13,6 +13,8 @@ namespace nonet {
 namespace {
 
 constexpr int kMaxChunkRows = 64;
+constexpr int kOwnRows = 4;     // up to so many rows, each thread rounds for itself
+constexpr int kRoundedRows = 8;  // rows of a rounding item
 
 struct Blocks {
   int count;
@@ -25,11 +27,12 @@ struct Blocks {
   }
 };
 
-// x[row, depth] as units: [block][rows][kRowUnits], so that a tile's rows lie at constant distances.
+// One row of x as units, its blocks `block_stride` units apart: [block][rows][kRowUnits] keeps the rows of a tile at
+// constant distances.
 template <Element E>
-void round_row(const float* x, const DenseWeight& w, const Blocks& blocks, int row, int rows, uint32_t* left) {
+void round_row(const float* x, const DenseWeight& w, const Blocks& blocks, int64_t block_stride, uint32_t* left) {
   for (int b = 0; b < blocks.count; ++b) {
-    uint32_t* to = left + ((int64_t)b * rows + row) * kRowUnits;
+    uint32_t* to = left + b * block_stride;
     const int per_unit = E == Element::kBfloat16 ? 2 : 1;
     int64_t first = (int64_t)b * blocks.steps * per_unit;
     int64_t count = std::min<int64_t>((int64_t)blocks.steps * per_unit, w.depth - first);
@@ -80,8 +83,8 @@ PanelTile choose_tile(int rows, int panels) {
 
 // All rows of a chunk times `panels` (at most kTilePanels) panels from `panel`.
 template <Element E>
-void multiply_group(const DenseWeight& w, const Blocks& blocks, const uint32_t* left, int rows, int64_t panel,
-                    int panels, float* out, ptrdiff_t out_stride) {
+void multiply_group(const DenseWeight& w, const Blocks& blocks, const uint32_t* left, int64_t block_stride, int rows,
+                    int64_t panel, int panels, float* out, ptrdiff_t out_stride) {
   for (int b = 0; b < blocks.count; ++b) {
     const int64_t first = (int64_t)b * blocks.steps;
     const int steps = (int)std::min<int64_t>(blocks.steps, w.steps - first);
@@ -90,104 +93,118 @@ void multiply_group(const DenseWeight& w, const Blocks& blocks, const uint32_t* 
     const float* start = b == 0 ? w.bias + panel * kLanes : nullptr;
     for (int r = 0; r < rows; r += kTileRows) {
       PanelTile tile = choose_tile<E>(std::min(kTileRows, rows - r), panels);
-      tile(left + ((int64_t)b * rows + r) * kRowUnits, right, kLanes, steps, start, out + r * out_stride, out_stride);
+      tile(left + b * block_stride + r * kRowUnits, right, kLanes, steps, start, out + r * out_stride, out_stride);
     }
+  }
+}
+
+// Rows of x in the kernels' form.
+struct Rounded {
+  const uint32_t* left;
+  int64_t block_stride;
+};
+
+template <Element E>
+Rounded rounded_rows(const LinearArgs& args, const DenseWeight& w, const Blocks& blocks, int rows, Context& context) {
+  const int64_t stride = (int64_t)rows * kRowUnits;
+  if (rows > kOwnRows) return {reinterpret_cast<uint32_t*>(context.shared_scratch), stride};
+  return context.state<Rounded>([&] {
+    uint32_t* left = reinterpret_cast<uint32_t*>(context.scratch);
+    for (int r = 0; r < rows; ++r) round_row<E>(args.x + r * w.depth, w, blocks, stride, left + r * kRowUnits);
+    return Rounded{left, stride};
+  });
+}
+
+template <Element E>
+void multiply(const LinearArgs& args, const DenseWeight& w, int item, Context& context) {
+  const int rows = context.rows(args.rows);
+  const int panels = (int)((w.columns + kLanes - 1) / kLanes);
+  const Blocks blocks(w.steps);
+  const Rounded x = rounded_rows<E>(args, w, blocks, rows, context);
+  const Cut::Item part = Cut(rows, panels, kTilePanels, context.threads, kMaxChunkRows).item(item);
+  float* spill = reinterpret_cast<float*>(context.scratch + w.scratch_bytes) - kMaxChunkRows * kTilePanels * kLanes;
+  for (int p = part.first_panel; p < part.last_panel; p += kTilePanels) {
+    const int group = std::min(kTilePanels, part.last_panel - p);
+    const int columns = (int)std::min<int64_t>(group * kLanes, w.columns - (int64_t)p * kLanes);
+    const bool is_whole = columns == group * kLanes;
+    float* out = args.out + part.first_row * w.columns + (int64_t)p * kLanes;
+    float* to = is_whole ? out : spill;
+    const ptrdiff_t stride = is_whole ? w.columns : kTilePanels * kLanes;
+    multiply_group<E>(w, blocks, x.left + part.first_row * kRowUnits, x.block_stride, part.rows, p, group, to, stride);
+    if (args.softcap != 0.0f) soft_cap(to, stride, part.rows, columns, args.softcap);
+    if (is_whole) continue;
+    for (int r = 0; r < part.rows; ++r)
+      std::memcpy(out + r * w.columns, spill + r * stride, sizeof(float) * columns);
   }
 }
 
 template <Element E>
-void multiply(const LinearArgs& args, const DenseWeight& w, Context& context) {
+void round_run(const LinearArgs& args, const DenseWeight& w, int item, Context& context) {
   const int rows = context.rows(args.rows);
-  if (rows == 0) return;
-  const int panels = (int)((w.columns + kLanes - 1) / kLanes);
   const Blocks blocks(w.steps);
-  const Cut cut(rows, panels, kTilePanels, context.threads, kMaxChunkRows);
-  uint32_t* left = reinterpret_cast<uint32_t*>(context.scratch);
-  float* spill = reinterpret_cast<float*>(left + (int64_t)blocks.count * kMaxChunkRows * kRowUnits);
-  int rounded = -1;
-  for (int item; (item = context.take(cut.row_chunks * cut.column_chunks)) >= 0;) {
-    const int chunk = item / cut.column_chunks;
-    const int first_row = chunk * cut.rows_per_chunk;
-    const int chunk_rows = std::min(cut.rows_per_chunk, rows - first_row);
-    if (chunk != rounded) {
-      for (int r = 0; r < chunk_rows; ++r)
-        round_row<E>(args.x + (first_row + r) * w.depth, w, blocks, r, chunk_rows, left);
-      rounded = chunk;
-    }
-    const int first_panel = item % cut.column_chunks * cut.panels_per_chunk;
-    const int last_panel = std::min(panels, first_panel + cut.panels_per_chunk);
-    for (int p = first_panel; p < last_panel; p += kTilePanels) {
-      const int group = std::min(kTilePanels, last_panel - p);
-      const int columns = (int)std::min<int64_t>(group * kLanes, w.columns - (int64_t)p * kLanes);
-      float* out = args.out + first_row * w.columns + (int64_t)p * kLanes;
-      const bool whole = columns == group * kLanes;
-      const ptrdiff_t stride = whole ? w.columns : kTilePanels * kLanes;
-      float* to = whole ? out : spill;
-      multiply_group<E>(w, blocks, left, chunk_rows, p, group, to, stride);
-      if (args.softcap != 0.0f) soft_cap(to, stride, chunk_rows, columns, args.softcap);
-      if (whole) continue;
-      for (int r = 0; r < chunk_rows; ++r)
-        std::memcpy(out + r * w.columns, spill + r * stride, sizeof(float) * columns);
-    }
+  uint32_t* left = reinterpret_cast<uint32_t*>(context.shared_scratch);
+  for (int64_t r = item * kRoundedRows; r < std::min(rows, (item + 1) * kRoundedRows); ++r)
+    round_row<E>(args.x + r * w.depth, w, blocks, (int64_t)rows * kRowUnits, left + r * kRowUnits);
+}
+
+int linear_items(const void* raw, int stage, const Context& context) {
+  const auto& args = *static_cast<const LinearArgs*>(raw);
+  const auto& w = *static_cast<const DenseWeight*>(args.weight);
+  const int rows = context.rows(args.rows);
+  if (stage == 0) return rows > kOwnRows ? (rows + kRoundedRows - 1) / kRoundedRows : 0;
+  if (rows == 0) return 0;
+  return Cut(rows, (int)((w.columns + kLanes - 1) / kLanes), kTilePanels, context.threads, kMaxChunkRows).count();
+}
+
+template <Element E>
+void linear_element(const LinearArgs& args, const DenseWeight& w, int stage, int item, Context& context) {
+  if (stage == 0)
+    round_run<E>(args, w, item, context);
+  else
+    multiply<E>(args, w, item, context);
+}
+
+void linear_run(const void* raw, int stage, int item, Context& context) {
+  const auto& args = *static_cast<const LinearArgs*>(raw);
+  const auto& w = *static_cast<const DenseWeight*>(args.weight);
+  if (w.element == (int32_t)Element::kBfloat16)
+    linear_element<Element::kBfloat16>(args, w, stage, item, context);
+  else
+    linear_element<Element::kFloat32>(args, w, stage, item, context);
+}
+
+void embed_row(const EmbedArgs& args, const DenseWeight& w, int64_t row) {
+  const int64_t id = args.token_ids[row];
+  float* out = args.out + row * w.depth;
+  if (id < 0 || id >= w.columns) {
+    std::fill(out, out + w.depth, 0.0f);
+    return;
   }
+  const uint32_t* units = w.units + id / kLanes * w.steps * kLanes + id % kLanes;
+  if (w.element == (int32_t)Element::kFloat32) {
+    for (int64_t k = 0; k < w.depth; ++k) out[k] = bits_to_float(units[k * kLanes]) * args.scale;
+    return;
+  }
+  for (int64_t k = 0; k < w.depth; ++k) {
+    const uint32_t unit = units[k / 2 * kLanes];
+    out[k] = bits_to_float(k & 1 ? unit & 0xffff0000u : unit << 16) * args.scale;
+  }
+}
+
+int embed_items(const void* raw, int, const Context& context) {
+  return (context.rows(static_cast<const EmbedArgs*>(raw)->rows) + kRoundedRows - 1) / kRoundedRows;
+}
+
+void embed_run(const void* raw, int, int item, Context& context) {
+  const auto& args = *static_cast<const EmbedArgs*>(raw);
+  const int rows = context.rows(args.rows);
+  for (int row = item * kRoundedRows; row < std::min(rows, (item + 1) * kRoundedRows); ++row)
+    embed_row(args, *static_cast<const DenseWeight*>(args.weight), row);
 }
 
 }  // namespace
 
-Cut::Cut(int rows, int panels, int panel_group, int threads, int max_rows) {
-  row_chunks = (rows + max_rows - 1) / max_rows;
-  rows_per_chunk = (rows + row_chunks - 1) / row_chunks;
-  rows_per_chunk = std::min(max_rows, (rows_per_chunk + 7) / 8 * 8);
-  row_chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
-  const int groups = (panels + panel_group - 1) / panel_group;
-  // About six items for each thread: few enough to stream, enough to share out when a thread loses its core.
-  const int wanted = threads == 1 ? 1 : (6 * threads + row_chunks - 1) / row_chunks;
-  const int groups_per_chunk = std::max(1, groups / std::max(1, std::min(groups, wanted)));
-  panels_per_chunk = groups_per_chunk * panel_group;
-  column_chunks = (panels + panels_per_chunk - 1) / panels_per_chunk;
-}
-
-void soft_cap(float* out, int64_t stride, int rows, int columns, float softcap) {
-  const float inverse = 1.0f / softcap;
-  for (int r = 0; r < rows; ++r) {
-    float* row = out + r * stride;
-    for (int i = 0; i < columns; i += kLanes) {
-      const int count = std::min(kLanes, columns - i);
-      store_partial(row + i, tanh(load_partial(row + i, count) * inverse) * softcap, count);
-    }
-  }
-}
-
-void linear_dense(const void* raw, Context& context) {
-  const auto& args = *static_cast<const LinearArgs*>(raw);
-  const auto& weight = *static_cast<const DenseWeight*>(args.weight);
-  if (weight.element == (int32_t)Element::kBfloat16)
-    multiply<Element::kBfloat16>(args, weight, context);
-  else
-    multiply<Element::kFloat32>(args, weight, context);
-}
-
-void embed_dense(const void* raw, Context& context) {
-  const auto& args = *static_cast<const EmbedArgs*>(raw);
-  const auto& w = *static_cast<const DenseWeight*>(args.weight);
-  const int rows = context.rows(args.rows);
-  for (int row; (row = context.take(rows)) >= 0;) {
-    const int64_t id = args.token_ids[row];
-    float* out = args.out + row * w.depth;
-    if (id < 0 || id >= w.columns) {
-      std::fill(out, out + w.depth, 0.0f);
-      continue;
-    }
-    const uint32_t* units = w.units + id / kLanes * w.steps * kLanes + id % kLanes;
-    if (w.element == (int32_t)Element::kFloat32) {
-      for (int64_t k = 0; k < w.depth; ++k) out[k] = bits_to_float(units[k * kLanes]) * args.scale;
-      continue;
-    }
-    for (int64_t k = 0; k < w.depth; ++k) {
-      const uint32_t unit = units[k / 2 * kLanes];
-      out[k] = bits_to_float(k & 1 ? unit & 0xffff0000u : unit << 16) * args.scale;
-    }
-  }
-}
+const Kernel kLinearDense = {"linear_dense", sizeof(LinearArgs), 2, linear_items, linear_run};
+const Kernel kEmbedDense = {"embed_dense", sizeof(EmbedArgs), 1, embed_items, embed_run};
 
 }  // namespace nonet

@@ -1,4 +1,4 @@
-// The C interface: teams, programs and the table of operations.
+// The C interface: teams, programs and the table of kernels.
 #include <new>
 
 #include "attention.h"
@@ -7,27 +7,15 @@
 #include "rowwise.h"
 #include "team.h"
 
+using nonet::Kernel;
 using nonet::Op;
 using nonet::Team;
 
 namespace {
 
-using Run = void (*)(const void*, nonet::Context&);
-
-struct Entry {
-  const char* name;
-  Run run;
-  int64_t args_bytes;
-};
-
-const Entry kOperations[] = {
-    {"linear_dense", nonet::linear_dense, sizeof(nonet::LinearArgs)},
-    {"embed_dense", nonet::embed_dense, sizeof(nonet::EmbedArgs)},
-    {"norm", nonet::norm, sizeof(nonet::NormArgs)},
-    {"gated", nonet::gated, sizeof(nonet::GatedArgs)},
-    {"gather_rows", nonet::gather_rows, sizeof(nonet::GatherArgs)},
-    {"rope_store", nonet::rope_store, sizeof(nonet::RopeArgs)},
-    {"attention", nonet::attention, sizeof(nonet::AttentionArgs)},
+const Kernel* const kKernels[] = {
+    &nonet::kLinearDense, &nonet::kEmbedDense, &nonet::kNorm,      &nonet::kGated,
+    &nonet::kGatherRows,  &nonet::kRopeStore,  &nonet::kAttention,
 };
 
 }  // namespace
@@ -35,13 +23,12 @@ const Entry kOperations[] = {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Operation `index`: its name, address and the size of its arguments; 0 past the end.
-int nonet_operation(int index, const char** name, void** run, int64_t* args_bytes) {
-  if (index < 0 || index >= (int)(sizeof(kOperations) / sizeof(kOperations[0]))) return 0;
-  *name = kOperations[index].name;
-  *run = reinterpret_cast<void*>(kOperations[index].run);
-  *args_bytes = kOperations[index].args_bytes;
-  return 1;
+// Kernel `index`, its name and the size of its arguments; null past the end.
+const void* nonet_kernel(int index, const char** name, int64_t* args_bytes) {
+  if (index < 0 || index >= (int)(sizeof(kKernels) / sizeof(kKernels[0]))) return nullptr;
+  *name = kKernels[index]->name;
+  *args_bytes = kKernels[index]->args_bytes;
+  return kKernels[index];
 }
 
 void* nonet_team_create(int threads) {

@@ -11,17 +11,19 @@ namespace nonet {
 
 namespace {
 
-// Rows are handed out in runs, so that a long step does not pay an atomic operation for each.
+// Rows are handed out in runs: long enough to outweigh taking an item, and a few rows stay with the leader.
 struct Runs {
-  int rows, length, count;
+  int rows, length;
 
-  Runs(int rows, int threads) : rows(rows) {
-    length = std::max(1, std::min(32, rows / (4 * threads)));
-    count = (rows + length - 1) / length;
-  }
+  Runs(int rows, int threads, int least) : rows(rows), length(std::max(least, std::min(32, rows / (4 * threads)))) {}
+  int count() const { return (rows + length - 1) / length; }
   int first(int run) const { return run * length; }
   int last(int run) const { return std::min(rows, (run + 1) * length); }
 };
+
+// About a microsecond of work for each item.
+constexpr int kNormRows = 4, kGatherRowsLeast = 8, kRopeRows = 2;
+constexpr int kGatedColumns = 1024;
 
 // One row; `x` may be `out`. Not inlined: one copy of the arithmetic for every caller.
 __attribute__((noinline)) void norm_row(const float* x, const float* weight, float* out, int columns, float eps) {
@@ -125,57 +127,69 @@ void rope_token(const RopeArgs& args, const CacheShape& shape, int token) {
   }
 }
 
-}  // namespace
-
-void norm(const void* raw, Context& context) {
+int norm_items(const void* raw, int, const Context& context) {
   const auto& args = *static_cast<const NormArgs*>(raw);
-  const Runs runs(context.rows(args.rows), context.threads);
-  for (int run; (run = context.take(runs.count)) >= 0;) {
-    for (int row = runs.first(run); row < runs.last(run); ++row) {
-      const int64_t at = (int64_t)row * args.columns;
-      const float* x = args.x + at;
-      if (args.residual) {
-        add_row(x, args.residual + at, args.columns);
-        x = args.residual + at;
-      }
-      norm_row(x, args.weight, args.out + at, args.columns, args.eps);
+  return Runs(context.rows(args.rows), context.threads, kNormRows).count();
+}
+
+void norm_run(const void* raw, int, int item, Context& context) {
+  const auto& args = *static_cast<const NormArgs*>(raw);
+  const Runs runs(context.rows(args.rows), context.threads, kNormRows);
+  for (int64_t row = runs.first(item); row < runs.last(item); ++row) {
+    const float* x = args.x + row * args.columns;
+    if (args.residual) {
+      add_row(x, args.residual + row * args.columns, args.columns);
+      x = args.residual + row * args.columns;
     }
+    norm_row(x, args.weight, args.out + row * args.columns, args.columns, args.eps);
   }
 }
 
-void gated(const void* raw, Context& context) {
+int gated_items(const void* raw, int, const Context& context) {
   const auto& args = *static_cast<const GatedArgs*>(raw);
-  const int rows = context.rows(args.rows);
-  // A single row is worth sharing out: 1,536 exponentials take longer than a barrier.
-  const int pieces = rows >= 2 * context.threads ? 1 : context.threads;
-  const int width = (args.columns / pieces + kLanes) / kLanes * kLanes;
-  for (int item; (item = context.take(rows * pieces)) >= 0;) {
-    const int64_t row = item / pieces;
-    const int first = item % pieces * width, last = std::min(args.columns, first + width);
-    if (first >= last) continue;
-    const float* from = args.gate_up + row * 2 * args.columns;
-    gate(from + first, from + args.columns + first, args.out + row * args.columns + first, last - first,
-         args.activation);
-  }
+  return context.rows(args.rows) * ((args.columns + kGatedColumns - 1) / kGatedColumns);
 }
 
-void gather_rows(const void* raw, Context& context) {
+void gated_run(const void* raw, int, int item, Context&) {
+  const auto& args = *static_cast<const GatedArgs*>(raw);
+  const int pieces = (args.columns + kGatedColumns - 1) / kGatedColumns;
+  const int64_t row = item / pieces;
+  const int first = item % pieces * kGatedColumns, last = std::min(args.columns, first + kGatedColumns);
+  const float* from = args.gate_up + row * 2 * args.columns;
+  gate(from + first, from + args.columns + first, args.out + row * args.columns + first, last - first,
+       args.activation);
+}
+
+int gather_items(const void* raw, int, const Context& context) {
   const auto& args = *static_cast<const GatherArgs*>(raw);
-  const Runs runs(context.rows(args.rows), context.threads);
-  for (int run; (run = context.take(runs.count)) >= 0;) {
-    for (int64_t row = runs.first(run); row < runs.last(run); ++row)
-      std::memcpy(args.out + row * args.columns, args.x + (int64_t)args.indices[row] * args.columns,
-                  sizeof(float) * args.columns);
-  }
+  return Runs(context.rows(args.rows), context.threads, kGatherRowsLeast).count();
 }
 
-void rope_store(const void* raw, Context& context) {
+void gather_run(const void* raw, int, int item, Context& context) {
+  const auto& args = *static_cast<const GatherArgs*>(raw);
+  const Runs runs(context.rows(args.rows), context.threads, kGatherRowsLeast);
+  for (int64_t row = runs.first(item); row < runs.last(item); ++row)
+    std::memcpy(args.out + row * args.columns, args.x + (int64_t)args.indices[row] * args.columns,
+                sizeof(float) * args.columns);
+}
+
+int rope_items(const void* raw, int, const Context& context) {
+  const auto& args = *static_cast<const RopeArgs*>(raw);
+  return Runs(context.rows(args.rows), context.threads, kRopeRows).count();
+}
+
+void rope_run(const void* raw, int, int item, Context& context) {
   const auto& args = *static_cast<const RopeArgs*>(raw);
   const CacheShape shape{(Element)args.element, args.kv_heads, args.dim, args.block_size};
-  const Runs runs(context.rows(args.rows), context.threads);
-  for (int run; (run = context.take(runs.count)) >= 0;) {
-    for (int token = runs.first(run); token < runs.last(run); ++token) rope_token(args, shape, token);
-  }
+  const Runs runs(context.rows(args.rows), context.threads, kRopeRows);
+  for (int token = runs.first(item); token < runs.last(item); ++token) rope_token(args, shape, token);
 }
+
+}  // namespace
+
+const Kernel kNorm = {"norm", sizeof(NormArgs), 1, norm_items, norm_run};
+const Kernel kGated = {"gated", sizeof(GatedArgs), 1, gated_items, gated_run};
+const Kernel kGatherRows = {"gather_rows", sizeof(GatherArgs), 1, gather_items, gather_run};
+const Kernel kRopeStore = {"rope_store", sizeof(RopeArgs), 1, rope_items, rope_run};
 
 }  // namespace nonet

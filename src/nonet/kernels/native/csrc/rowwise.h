@@ -47,9 +47,6 @@ struct RopeArgs {
   float eps;
 };
 
-void norm(const void* args, Context& context);
-void gated(const void* args, Context& context);
-void gather_rows(const void* args, Context& context);
-void rope_store(const void* args, Context& context);
+extern const Kernel kNorm, kGated, kGatherRows, kRopeStore;
 
 }  // namespace nonet

@@ -60,15 +60,19 @@ NONET_INLINE f32x16 as_f32(u32x16 v) { return (f32x16)v; }
 NONET_INLINE float bits_to_float(uint32_t bits) { return load<float>(&bits); }
 NONET_INLINE uint32_t float_to_bits(float x) { return load<uint32_t>(&x); }
 
-// The first `count` lanes from memory, zeros in the others.
+// The first `count` lanes from memory, zeros in the others. A whole vector takes no call to memcpy.
 NONET_INLINE f32x16 load_partial(const float* from, int count) {
+  if (count >= kLanes) return load_f32(from);
   f32x16 v{};
   std::memcpy(&v, from, sizeof(float) * count);
   return v;
 }
 
 NONET_INLINE void store_partial(float* to, f32x16 v, int count) {
-  std::memcpy(to, &v, sizeof(float) * count);
+  if (count >= kLanes)
+    store(to, v);
+  else
+    std::memcpy(to, &v, sizeof(float) * count);
 }
 
 NONET_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }

@@ -62,13 +62,13 @@ void Team::lead(const Op& op, Context& context) {
     const uint64_t items = op.kernel->items(op.args, stage, context);
     if (items == 0) continue;
     ++stage_id_;
-    if (items == 1 || threads_ == 1) {
+    if (items == 1 || threads_ == 1 || items > kItemMask / 2) {
       context.stage_id = stage_id_;
       for (uint64_t item = 0; item < items; ++item) op.kernel->run(op.args, stage, (int)item, context);
       continue;
     }
     done_.store(0, std::memory_order_relaxed);
-    slots_[stage_id_ % kSlots] = Stage{op, stage};
+    slots_[stage_id_ % kSlots] = Stage{op, stage, stage_id_};
     open_.store(stage_id_ << (2 * kItemBits) | items << kItemBits, std::memory_order_release);
     help(context);
     // What is left has been begun by others. After a while give them this core: they may be waiting for one.
@@ -88,9 +88,8 @@ bool Team::help(Context& context) {
     const uint64_t item = word & kItemMask;
     if (item >= (word >> kItemBits & kItemMask)) return any;
     // This item is not done, so its stage stays open and its slot stays as it is.
-    const uint64_t number = word >> (2 * kItemBits);
-    const Stage& stage = slots_[number % kSlots];
-    context.stage_id = number;
+    const Stage& stage = slots_[(word >> (2 * kItemBits)) % kSlots];
+    context.stage_id = stage.id;
     stage.op.kernel->run(stage.op.args, stage.stage, (int)item, context);
     done_.fetch_add(1, std::memory_order_acq_rel);
     any = true;

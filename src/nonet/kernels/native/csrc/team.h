@@ -78,13 +78,14 @@ class Team {
   static constexpr int kSlots = 8;
 
   // The open stage as one word, so that taking an item and knowing what it belongs to is one atomic addition:
-  // 24 bits stage number, 20 bits items, 20 bits next item.
+  // 24 bits of the stage's id, 20 bits items, 20 bits next item.
   static constexpr int kItemBits = 20;
   static constexpr uint64_t kItemMask = (uint64_t{1} << kItemBits) - 1;
 
   struct Stage {
     Op op;
     int stage;
+    uint64_t id;
   };
 
   void lead(const Op& op, Context& context);
