@@ -81,7 +81,7 @@ class NativeRecording:
         return list(seconds)
 
     def _run(self, shape: StepShape, seconds: ctypes.Array[ctypes.c_double] | None) -> None:
-        self._dims[:] = (shape.num_tokens, shape.num_seqs, shape.num_rows)
+        self._dims[:] = [shape.num_tokens, shape.num_seqs, shape.num_rows]
         team = self._library.team(self._threads)
         self._library.run(team, self._program, len(self.labels), self._dims, *self._bytes, seconds)
 
