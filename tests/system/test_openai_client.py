@@ -1,4 +1,4 @@
-"""The official OpenAI client against a live server: chat, completions, streams, logprobs, n, stop, seed, errors, aborts."""
+"""The official OpenAI client against a live server: chat, streams, logprobs, n, stop, seed, errors, aborts."""
 
 from __future__ import annotations
 

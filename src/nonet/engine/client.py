@@ -99,6 +99,7 @@ class EngineClient:
             await self._drop_link()
             raise
         self._supervisor = asyncio.create_task(self._supervise())
+        self._supervisor.add_done_callback(self._on_unsupervised)
 
     async def close(self, *, at_once: bool = False) -> None:
         """End the engine, with `at_once` in the middle of its step; requests in flight get EngineDeadError."""
@@ -260,6 +261,13 @@ class EngineClient:
                     self._num_deaths += 1
                     logger.error("event=engine_start_failed error=%s", error)
                     await self._drop_link()
+
+    def _on_unsupervised(self, task: asyncio.Task[None]) -> None:
+        """The supervisor ends by cancellation only; anything else is our defect, and the server is not ready."""
+        if not task.cancelled():
+            self._is_ready = False
+            logger.critical("event=supervisor_failed", exc_info=task.exception())
+            self._fail_all(EngineDeadError("the engine is no longer supervised"))
 
     async def _watch_until_ended(self) -> None:
         link, watch = self._link, self._watch

@@ -39,6 +39,8 @@ class KeyRing:
     def tenant_of(self, authorization: str | None) -> str:
         """The hash that names the caller, "" without keys; AuthenticationError for anybody else.
 
+        `authorization` is the header as HTTP has it: bytes read as Latin-1, so that any key can be written.
+
         Each stored hash is compared, in constant time, so that the time taken tells nothing about the keys.
         """
         if self.is_empty:
@@ -46,7 +48,7 @@ class KeyRing:
         if authorization is None:
             raise AuthenticationError("no API key was given; send 'Authorization: Bearer <key>'")
         scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise AuthenticationError(
