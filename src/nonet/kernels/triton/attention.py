@@ -1,0 +1,86 @@
+"""Paged attention of any mix: sequences with few queries and chunks go to a kernel each."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.attention_decode import (
+    DecodeScratch,
+    DecodeTiling,
+    attend_few,
+    decode_rows,
+    decode_tiling,
+)
+from nonet.kernels.triton.attention_prefill import PrefillTiling, attend_chunks, prefill_tiling
+
+__all__ = ["PagedAttention"]
+
+
+class PagedAttention:
+    """Attention over caches [blocks, K, P, D]; owns the memory for partial results, which layers share in turn."""
+
+    def __init__(self, device: torch.device, multiprocessors: int) -> None:
+        self._device = device
+        self._multiprocessors = multiprocessors
+        self._scratch: dict[tuple[DecodeTiling, int, int, int], DecodeScratch] = {}
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        layout: QKVLayout,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        decode: DecodeTiling | None = None,
+        prefill: PrefillTiling | None = None,
+    ) -> torch.Tensor:
+        """See `Ops.attention`. Tilings are given only to compare them. Rows of no sequence are left undefined."""
+        tokens, num_seqs = q.shape[0], len(inputs.kv_len)
+        dim = layout.head_dim
+        group = layout.num_heads // layout.num_kv_heads
+        out = torch.empty(tokens, layout.num_heads * dim, dtype=q.dtype, device=q.device)
+        if not tokens:
+            return out
+        # One token a sequence is a decode step, however large the buffers say a query may be.
+        longest = 1 if tokens == num_seqs else inputs.max_query_len
+        rows = decode_rows(group, longest)
+        if longest * group > rows:
+            attend_chunks(
+                q,
+                out,
+                layout,
+                cache,
+                inputs,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                few_rows=rows,
+                tiling=prefill or prefill_tiling(dim, q.element_size()),
+            )
+        decode = decode or decode_tiling(dim, q.element_size(), self._multiprocessors)
+        attend_few(
+            q,
+            out,
+            layout,
+            cache,
+            inputs,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            rows=rows,
+            tiling=decode,
+            scratch=self._scratch_for(decode, rows, dim, num_seqs * layout.num_kv_heads),
+        )
+        return out
+
+    def _scratch_for(self, tiling: DecodeTiling, rows: int, dim: int, pairs: int) -> DecodeScratch:
+        """Kept for good: a graph that was captured on it finds it again."""
+        key = (tiling, rows, dim, triton.next_power_of_2(pairs))
+        if key not in self._scratch:
+            self._scratch[key] = DecodeScratch.allocate(*key, self._device)
+        return self._scratch[key]

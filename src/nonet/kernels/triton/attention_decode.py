@@ -1,0 +1,276 @@
+"""Paged attention of sequences with few queries: the keys of all of them are dealt out evenly over the device.
+
+All tiles of all (sequence, KV head) pairs form one line, cut into equal shares, one per program, so that every
+multiprocessor reads the same number of bytes whatever the lengths are. A program whose share ends inside a pair
+leaves a partial result, (acc, high, total) of FlashDecoding; the last of a pair's programs to arrive merges them in
+order. Nothing depends on values that only the device knows, so a graph of it serves any lengths.
+
+With `split` given, pairs are cut at multiples of `split` tiles instead, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.attention_tile import entry_offsets, fold, group_rows, visible_entries
+
+__all__ = ["DecodeScratch", "DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
+
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiling:
+    """tile: cache entries taken at a time. programs: how many share the work, a multiple of the multiprocessors."""
+
+    tile: int
+    warps: int
+    stages: int
+    programs: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeScratch:
+    """Partial results of two segments a program, and arrival counters that are zero between launches."""
+
+    partial: torch.Tensor
+    high: torch.Tensor
+    total: torch.Tensor
+    arrivals: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls, tiling: DecodeTiling, rows: int, dim: int, pairs: int, device: torch.device
+    ) -> DecodeScratch:
+        segments = 2 * tiling.programs
+        block = max(16, triton.next_power_of_2(dim))
+        return cls(
+            torch.empty(segments, rows, block, dtype=torch.float32, device=device),
+            torch.empty(segments, rows, dtype=torch.float32, device=device),
+            torch.empty(segments, rows, dtype=torch.float32, device=device),
+            torch.zeros(pairs, dtype=torch.int32, device=device),
+        )
+
+
+def decode_tiling(dim: int, itemsize: int, multiprocessors: int) -> DecodeTiling:
+    """Measured on an H200: two programs a multiprocessor keep enough loads in flight."""
+    tile = max(16, 16384 // (triton.next_power_of_2(max(dim, 64)) * itemsize))
+    return DecodeTiling(tile=tile, warps=4, stages=3, programs=2 * multiprocessors)
+
+
+def decode_rows(group: int, max_query_len: int) -> int:
+    """Rows of a program: all heads of a group times as many queries as the step's sequences have, if they fit."""
+    wanted = group * max_query_len
+    return triton.next_power_of_2(max(16, group if wanted > MAX_ROWS else wanted))
+
+
+def attend_few(
+    q: torch.Tensor,
+    out: torch.Tensor,
+    layout: QKVLayout,
+    cache: LayerCache,
+    inputs: AttentionInputs,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    rows: int,
+    tiling: DecodeTiling,
+    scratch: DecodeScratch,
+) -> None:
+    """Writes the rows of `out` that belong to sequences with at most `rows` rows (queries times group)."""
+    heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
+    num_seqs = len(inputs.kv_len)
+    _attend_few[(tiling.programs,)](
+        q,
+        q.stride(0),
+        cache.keys,
+        cache.values,
+        out,
+        scratch.partial,
+        scratch.high,
+        scratch.total,
+        scratch.arrivals,
+        inputs.block_table,
+        inputs.block_table.stride(0),
+        inputs.query_start,
+        inputs.kv_len,
+        num_seqs,
+        scale,
+        softcap or 0.0,
+        window or 0,
+        H=heads,
+        K=kv_heads,
+        D=dim,
+        P=cache.block_size,
+        BLOCK_D=max(16, triton.next_power_of_2(dim)),
+        ROWS=rows,
+        TILE=tiling.tile,
+        SEQS=triton.next_power_of_2(max(16, num_seqs)),
+        PROGRAMS=tiling.programs,
+        HAS_WINDOW=window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+    )
+
+
+@triton.jit(do_not_specialize=["num_seqs", "window"])
+def _attend_few(
+    q, q_stride, keys, values, out, partial, part_high, part_total, arrivals,
+    block_table, table_stride, query_start, kv_len, num_seqs, scale, softcap, window,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    seqs = tl.arange(0, SEQS)
+    low, tiles = _tiles(query_start, kv_len, seqs, num_seqs, window, H // K, ROWS, TILE, HAS_WINDOW)
+    ends = tl.cumsum(tiles, 0) * K
+    everything = tl.sum(tiles, 0) * K
+    share = tl.cdiv(everything, PROGRAMS)
+    at = program * share
+    stop = tl.minimum(at + share, everything)
+    while at < stop:
+        seq = tl.sum((ends <= at).to(tl.int32), 0)
+        low, tiles = _tiles(
+            query_start, kv_len, seq, num_seqs, window, H // K, ROWS, TILE, HAS_WINDOW
+        )
+        pair_start = tl.sum(tl.where(seqs == seq, ends, 0), 0) - tiles * K
+        head = (at - pair_start) // tiles
+        pair_start += head * tiles
+        last = tl.minimum(pair_start + tiles, stop)
+        acc, high, total = _segment(
+            q, q_stride, keys, values, block_table + seq.to(tl.int64) * table_stride, query_start,
+            kv_len, seq, head, low + at - pair_start, low + last - pair_start, scale, softcap, window,
+            H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
+        whole = last - at == tiles
+        if not whole:
+            segment = 2 * program + (at == pair_start).to(tl.int32)
+            _leave(partial, part_high, part_total, segment, acc, high, total, BLOCK_D, ROWS)
+            tl.debug_barrier()
+            first_program = pair_start // share
+            others = (pair_start + tiles - 1) // share - first_program
+            arrived = tl.atomic_add(arrivals + seq * K + head, 1, sem="acq_rel")
+            if arrived == others:
+                acc, high, total = _merge(
+                    partial, part_high, part_total, first_program, others + 1,
+                    H // K, BLOCK_D, ROWS,
+                )  # fmt: skip
+                tl.store(arrivals + seq * K + head, 0)
+                whole = True
+        if whole:
+            _finish(out, query_start, seq, head, acc, total, H, K, D, BLOCK_D, ROWS)
+        at = last
+
+
+@triton.jit
+def _tiles(
+    query_start, kv_len, seq, num_seqs, window,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+):  # fmt: skip
+    """(first tile, number of tiles) that sequences `seq` (one or a vector) read; 0 tiles if not ours."""
+    used = seq < num_seqs
+    length = tl.load(kv_len + seq, mask=used, other=0)
+    start = tl.load(query_start + seq, mask=used, other=0)
+    count = tl.load(query_start + seq + 1, mask=used, other=0) - start
+    low = tl.zeros_like(length)
+    if HAS_WINDOW:
+        low = tl.maximum(length - count + 1 - window, 0) // TILE
+    ours = (count > 0) & (count * GROUP <= ROWS)
+    return low, tl.where(ours, (length + TILE - 1) // TILE - low, 0)
+
+
+@triton.jit
+def _segment(
+    q, q_stride, keys, values, table, query_start, kv_len, seq, head, tile, stop_tile,
+    scale, softcap, window,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(acc, high, total) of one pair over its tiles [tile, stop_tile)."""
+    length = tl.load(kv_len + seq)
+    token = tl.load(query_start + seq)
+    count = tl.load(query_start + seq + 1) - token
+    query, member = group_rows(ROWS, H // K)
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    at = (token + query).to(tl.int64)[:, None] * q_stride
+    at += ((head * (H // K) + member) * D)[:, None] + lane
+    q_tile = tl.load(q + at, mask=(query < count)[:, None] & (lane < D), other=0.0)
+    position = length - count + query
+    oldest = 0
+    if HAS_WINDOW:
+        oldest = length - count + 1 - window
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    high = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for start in range(tile * TILE, stop_tile * TILE, TILE):
+        at = entry_offsets(table, start, length, head, K, P, D, TILE)[:, None] + lane
+        entry = start + tl.arange(0, TILE)[:, None]
+        # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
+        live = (entry < length) & (entry >= oldest) & (lane < D)
+        k = tl.load(keys + at, mask=live, other=0.0)
+        v = tl.load(values + at, mask=live, other=0.0)
+        seen = visible_entries(position, start, window, TILE, HAS_WINDOW)
+        acc, high, total = fold(
+            q_tile, k, v, seen, acc, high, total, scale, softcap, True, HAS_SOFTCAP, PRECISION
+        )
+    return acc, high, total
+
+
+@triton.jit
+def _leave(
+    partial, part_high, part_total, segment, acc, high, total,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = segment * ROWS + tl.arange(0, ROWS)
+    tl.store(partial + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], acc)
+    tl.store(part_high + row, high)
+    tl.store(part_total + row, total)
+
+
+@triton.jit
+def _merge(
+    partial, part_high, part_total, first_program, count,
+    GROUP: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """(acc, high, total) of a pair from what `count` programs left: the first at its odd place, the others at even."""
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    high = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    for place in range(count):
+        row = (2 * (first_program + place) + (place == 0)) * ROWS + tl.arange(0, ROWS)
+        other_high = tl.load(part_high + row, cache_modifier=".cg")
+        other_total = tl.load(part_total + row, cache_modifier=".cg")
+        other = tl.load(partial + row[:, None] * BLOCK_D + lane, cache_modifier=".cg")
+        new_high = tl.maximum(high, other_high)
+        base = tl.where(new_high == float("-inf"), 0.0, new_high)
+        mine, theirs = tl.exp2(high - base), tl.exp2(other_high - base)
+        acc = acc * mine[:, None] + other * theirs[:, None]
+        total = total * mine + other_total * theirs
+        high = new_high
+    return acc, high, total
+
+
+@triton.jit
+def _finish(
+    out, query_start, seq, head, acc, total,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    token = tl.load(query_start + seq)
+    count = tl.load(query_start + seq + 1) - token
+    query, member = group_rows(ROWS, H // K)
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    at = (token + query).to(tl.int64)[:, None] * (H * D)
+    at += ((head * (H // K) + member) * D)[:, None] + lane
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=(query < count)[:, None] & (lane < D))

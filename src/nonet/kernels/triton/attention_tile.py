@@ -1,0 +1,84 @@
+"""One tile of keys and values: where it lies in the paged cache, and how it is folded into a running softmax.
+
+FlashAttention's recurrence (arXiv 2205.14135, 2307.08691) in base 2: `high` is the largest score so far times
+log2(e), `total` the sum of 2 ** (score - high), `acc` the same sum over values. Rows that see nothing keep
+high = -inf and total = 0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["LOG2_E", "entry_offsets", "fold", "group_rows", "visible_entries"]
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def entry_offsets(
+    table, start, stop, head, K: tl.constexpr, P: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr
+):
+    """Element offsets [TILE] in a cache [blocks, K, P, D] of a sequence's entries from `start` on.
+
+    `start` is a multiple of TILE. Entries from `stop` on get an address in the null block.
+    """
+    entry = tl.arange(0, TILE)
+    if P % TILE == 0:
+        block = tl.load(table + start // P).to(tl.int64)
+        return (block * K + head) * (P * D) + (start % P + entry) * D
+    entry += start
+    blocks = tl.load(table + entry // P, mask=entry < stop, other=0).to(tl.int64)
+    return (blocks * K + head) * (P * D) + (entry % P) * D
+
+
+@triton.jit
+def group_rows(ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """Query rows of one KV head: (query, head within the group) of each; all heads of a query are neighbours."""
+    row = tl.arange(0, ROWS)
+    return row // GROUP, row % GROUP
+
+
+@triton.jit
+def visible_entries(position, start, window, TILE: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """Boolean [ROWS, TILE]: what the queries at `position` [ROWS] see of the entries from `start` on."""
+    entry = start + tl.arange(0, TILE)[None, :]
+    seen = entry <= position[:, None]
+    if HAS_WINDOW:
+        seen = seen & (entry > position[:, None] - window)
+    return seen
+
+
+@triton.jit
+def fold(
+    q,
+    k,
+    v,
+    seen,
+    acc,
+    high,
+    total,
+    scale,
+    softcap,
+    MASKED: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Take one tile into (acc, high, total)."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    factor = scale * LOG2_E
+    if HAS_SOFTCAP:
+        # softcap * tanh(y), with tanh(y) = 1 - 2 / (1 + exp(2 y))
+        scores = softcap - 2 * softcap / (1 + tl.exp(scores * (2 * scale / softcap)))
+        factor = LOG2_E
+    if MASKED:
+        scores = tl.where(seen, scores, float("-inf"))
+    new_high = tl.maximum(high, tl.max(scores, 1) * factor)
+    base = new_high
+    if MASKED:
+        base = tl.where(new_high == float("-inf"), 0.0, new_high)
+    weights = tl.exp2(scores * factor - base[:, None])
+    shrink = tl.exp2(high - base)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, new_high, total

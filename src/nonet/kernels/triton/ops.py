@@ -1,0 +1,145 @@
+"""The operations of `kernels.ops` on an NVIDIA GPU: Triton kernels, and cuBLAS for dense linears."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nonet.core.errors import ConfigError
+from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.ops import (
+    Activation,
+    AttentionInputs,
+    LayerCache,
+    QKVLayout,
+    Recording,
+    StepShape,
+)
+from nonet.kernels.triton.attention import PagedAttention
+from nonet.kernels.triton.gated import gated
+from nonet.kernels.triton.graphs import GraphRecording
+from nonet.kernels.triton.logits import logits
+from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
+from nonet.kernels.triton.rope_store import rope_store
+from nonet.kernels.triton.rows import take_rows
+
+__all__ = ["DenseLinear", "TritonOps"]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """A linear layer's weight [N, K] and bias [N] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class TritonOps:
+    """Everything in bfloat16 or float16 with float32 inside; float32 is exact and slow, for tests.
+
+    >>> ops = TritonOps(torch.bfloat16, torch.device("cuda"))  # doctest: +SKIP
+    >>> ops.linear(x, ops.pack(weight)).shape  # doctest: +SKIP
+    torch.Size([8, 4096])
+    """
+
+    name = "triton"
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.threads = threads  # the device does the work
+        self._attention = PagedAttention(device, _multiprocessors(device))
+
+    def pack(
+        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
+    ) -> DenseLinear:
+        dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
+        moved = dense.to(self.device, self.dtype).contiguous()
+        return DenseLinear(moved, None if bias is None else bias.to(self.device, self.dtype))
+
+    def linear(self, x: torch.Tensor, weight: DenseLinear) -> torch.Tensor:
+        return F.linear(x, weight.weight, weight.bias)
+
+    def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
+        return logits(x, weight.weight, weight.bias, softcap)
+
+    def embed(self, token_ids: torch.Tensor, table: DenseLinear, scale: float) -> torch.Tensor:
+        return take_rows(table.weight, token_ids, scale)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return add_rms_norm(x, residual, weight, eps)
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        return gated(gate_up, activation)
+
+    def rope_store(
+        self,
+        qkv: torch.Tensor,
+        layout: QKVLayout,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        return rope_store(qkv, layout, cos_sin, cache, inputs, q_norm, k_norm, eps)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        layout: QKVLayout,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        return self._attention(
+            q, layout, cache, inputs, scale=scale, window=window, softcap=softcap
+        )
+
+    def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return take_rows(x, rows)
+
+    def allocate_cache(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> LayerCache:
+        """[blocks, K, P, D]: what a program reads of a block lies in one piece."""
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return LayerCache(keys, torch.zeros_like(keys), block_size)
+
+    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+
+    def record(
+        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
+    ) -> Recording | None:
+        if self.device.type != "cuda":
+            return None
+        return GraphRecording(forward, largest)
+
+    def close(self) -> None:
+        return None
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(
+            f"Triton kernels need an NVIDIA GPU; the device is {device}. "
+            "Choose kernels 'native' or 'reference', or set TRITON_INTERPRET=1 to test them on a CPU."
+        )
+    return 3

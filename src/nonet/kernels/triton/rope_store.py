@@ -1,0 +1,124 @@
+"""Between the fused projection and attention: norms on heads, rotation, and the write to the KV cache, in one pass.
+
+The cache is [blocks, K, P, D]: the entries of one head in one block are contiguous, which is what attention reads.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+
+__all__ = ["rope_store"]
+
+HEADS_PER_PROGRAM = 4
+
+
+def rope_store(
+    qkv: torch.Tensor,
+    layout: QKVLayout,
+    cos_sin: torch.Tensor,
+    cache: LayerCache,
+    inputs: AttentionInputs,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """Rotates q in place, stores k and v; returns a strided view [T, H * D] of qkv."""
+    heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
+    tokens = qkv.shape[0]
+    if tokens:
+        grid = (tokens, triton.cdiv(heads + 2 * kv_heads, HEADS_PER_PROGRAM))
+        _rope_store[grid](
+            qkv,
+            cos_sin,
+            cache.keys,
+            cache.values,
+            inputs.positions,
+            inputs.slots,
+            q_norm if q_norm is not None else cos_sin,
+            k_norm if k_norm is not None else cos_sin,
+            eps,
+            H=heads,
+            K=kv_heads,
+            D=dim,
+            P=cache.block_size,
+            HALF=triton.next_power_of_2(dim // 2),
+            HEADS=HEADS_PER_PROGRAM,
+            Q_NORM=q_norm is not None,
+            K_NORM=k_norm is not None,
+            num_warps=2 if dim <= 128 else 4,
+        )
+    return qkv[:, : heads * dim]
+
+
+@triton.jit
+def _rope_store(
+    qkv,
+    cos_sin,
+    keys,
+    values,
+    positions,
+    slots,
+    q_norm,
+    k_norm,
+    eps,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr,
+):
+    token = tl.program_id(0)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    lane = tl.arange(0, HALF)
+    inside = (head[:, None] < H + 2 * K) & (lane[None, :] < D // 2)
+    row = qkv + token.to(tl.int64) * ((H + 2 * K) * D)
+    at = head[:, None] * D + lane[None, :]
+    first = tl.load(row + at, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(row + at + D // 2, mask=inside, other=0.0).to(tl.float32)
+    is_q = head < H
+    is_k = (head >= H) & (head < H + K)
+    if Q_NORM:
+        first, second = _norm(first, second, q_norm, is_q, lane, eps, row, D)
+    if K_NORM:
+        first, second = _norm(first, second, k_norm, is_k, lane, eps, row, D)
+    angle = cos_sin + tl.load(positions + token).to(tl.int64) * D + lane
+    turned = (is_q | is_k)[:, None]
+    cos = tl.where(turned, tl.load(angle, mask=lane < D // 2, other=0.0)[None, :], 1.0)
+    sin = tl.where(turned, tl.load(angle + D // 2, mask=lane < D // 2, other=0.0)[None, :], 0.0)
+    turned_first = first * cos - second * sin
+    turned_second = second * cos + first * sin
+    _store(row + at, turned_first, turned_second, inside & is_q[:, None], D)
+    slot = tl.load(slots + token).to(tl.int64)
+    kept = inside & (slot >= 0)
+    kv_head = tl.where(is_k, head - H, head - H - K)[:, None]
+    place = (slot // P * K + kv_head) * (P * D) + slot % P * D + lane[None, :]
+    _store(keys + place, turned_first, turned_second, kept & is_k[:, None], D)
+    _store(values + place, turned_first, turned_second, kept & (head >= H + K)[:, None], D)
+
+
+@triton.jit
+def _norm(first, second, weight, mine, lane, eps, like, D: tl.constexpr):
+    """RMSNorm of the heads that are `mine`; rounded to the dtype of the values, as if it were an operation of its own."""
+    mean = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D
+    scale = tl.rsqrt(mean + eps)[:, None]
+    w_first = tl.load(weight + lane, mask=lane < D // 2, other=0.0)[None, :]
+    w_second = tl.load(weight + D // 2 + lane, mask=lane < D // 2, other=0.0)[None, :]
+    dtype = like.dtype.element_ty
+    normed_first = (first * scale * w_first).to(dtype).to(tl.float32)
+    normed_second = (second * scale * w_second).to(dtype).to(tl.float32)
+    return tl.where(mine[:, None], normed_first, first), tl.where(
+        mine[:, None], normed_second, second
+    )
+
+
+@triton.jit
+def _store(place, first, second, mask, D: tl.constexpr):
+    tl.store(place, first.to(place.dtype.element_ty), mask=mask)
+    tl.store(place + D // 2, second.to(place.dtype.element_ty), mask=mask)
