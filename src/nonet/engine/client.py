@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from nonet.core.errors import (
     ConfigError,
@@ -23,6 +23,7 @@ from nonet.core.messages import Abort, Add, EngineInfo, EngineStats, Failed, Out
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
 from nonet.engine.link import EngineLaunch, EngineLink
+from nonet.engine.mailbox import Mailbox
 from nonet.engine.supervise import HangWatch, Quarantine, RestartPolicy, Supervision
 from nonet.engine.wire import EngineFrame, Rejected, rejection_error
 
@@ -48,7 +49,7 @@ class EngineClient:
         self._limits = supervision or Supervision()
         self._restarts = RestartPolicy(self._limits)
         self._quarantine = Quarantine(self._limits)
-        self._mailboxes: dict[str, _Mailbox] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
         self._link: EngineLink | None = None
         self._watch: HangWatch | None = None
         self._info: EngineInfo | None = None
@@ -127,7 +128,7 @@ class EngineClient:
         (InvalidRequestError, OverloadedError), UnavailableError without a running engine, and EngineDeadError when
         the engine ends in between.
         """
-        box = _Mailbox(requests, idle_s)
+        box = Mailbox(requests, idle_s)
         self._submit(box)
         try:
             while True:
@@ -153,7 +154,7 @@ class EngineClient:
         box = self._mailboxes.get(request_id)
         return box.pending_bytes if box is not None else 0
 
-    def _submit(self, box: _Mailbox) -> None:
+    def _submit(self, box: Mailbox) -> None:
         link = self._link
         if not self._is_ready or link is None:
             raise UnavailableError("the engine is being restarted; try again shortly")
@@ -167,7 +168,7 @@ class EngineClient:
             self._mailboxes[request.request_id] = box
             link.send(Add(request))
 
-    def _leave(self, box: _Mailbox) -> None:
+    def _leave(self, box: Mailbox) -> None:
         """The reader is done: forget the box, abort what still runs."""
         for request in box.requests:
             self._mailboxes.pop(request.request_id, None)
@@ -198,7 +199,7 @@ class EngineClient:
                 self._failure = frame
 
     def _deliver(self, deltas: list[SequenceDelta]) -> None:
-        woken: set[_Mailbox] = set()
+        woken: set[Mailbox] = set()
         for delta in deltas:
             box = self._mailboxes.get(delta.request_id)
             if box is not None and box.put(delta):
@@ -314,105 +315,3 @@ class EngineClient:
             if kill:
                 link.kill()
             await link.close()
-
-
-class _Mailbox:
-    """What one reader has not yet taken: the deltas of its requests, and how it ended."""
-
-    __slots__ = (
-        "_idle_s",
-        "_mail",
-        "_open",
-        "_waiter",
-        "_woken_s",
-        "error",
-        "pending_bytes",
-        "requests",
-    )
-
-    def __init__(self, requests: Iterable[Request], idle_s: float | None) -> None:
-        self.requests = tuple(requests)
-        self.error: NonetError | None = None
-        self.pending_bytes = 0
-        self._idle_s = idle_s
-        self._mail: list[SequenceDelta] = []
-        self._open = {
-            (request.request_id, index)
-            for request in self.requests
-            for index in range(request.params.n)
-        }
-        self._waiter: asyncio.Future[None] | None = None
-        self._woken_s = time.monotonic()
-
-    @property
-    def is_finished(self) -> bool:
-        return not self._open
-
-    @property
-    def has_mail(self) -> bool:
-        return bool(self._mail) or self.error is not None
-
-    def put(self, delta: SequenceDelta) -> bool:
-        """Keep a delta of a choice that is still open; True when it was kept."""
-        key = (delta.request_id, delta.index)
-        if key not in self._open:
-            return False
-        if delta.finish_reason is not None:
-            self._open.discard(key)
-        self._mail.append(delta)
-        self.pending_bytes += _size(delta)
-        return True
-
-    def drop(self, request_id: str, index: int | None) -> None:
-        self._open = {
-            key for key in self._open if key[0] != request_id or index not in (None, key[1])
-        }
-        if not self._open:
-            self.wake()
-
-    def fail(self, error: NonetError) -> None:
-        if self.error is None and (self._open or not self._mail):
-            self.error = error
-        self.wake()
-
-    def tick(self, now: float) -> None:
-        """Wake a reader that has waited `idle_s` for nothing."""
-        if self._idle_s is not None and now - self._woken_s >= self._idle_s:
-            self.wake()
-
-    def wake(self) -> None:
-        self._woken_s = time.monotonic()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def take(self) -> list[SequenceDelta]:
-        """All deltas since the last call; waits when there are none. What came before an error comes first."""
-        if not self.has_mail and self._open:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if self._mail:
-            mail, self._mail = self._mail, []
-            self.pending_bytes = 0
-            return mail
-        if self.error is not None:
-            raise self.error
-        return []
-
-    def unfinished_ids(self) -> list[str]:
-        return sorted({request_id for request_id, _ in self._open})
-
-    def unfinished_requests(self) -> list[Request]:
-        unfinished = {request_id for request_id, _ in self._open}
-        return [request for request in self.requests if request.request_id in unfinished]
-
-
-def _size(delta: SequenceDelta) -> int:
-    """Bytes that the delta will take once it is text in events, roughly."""
-    size = 128 + 8 * len(delta.token_ids)
-    for rows in (delta.logprobs, delta.prompt_logprobs):
-        for row in rows or ():
-            size += 80 * (1 + len(row.top)) if row is not None else 4
-    return size

@@ -176,4 +176,5 @@ class Quarantine:
 def content_hash(request: Request) -> bytes:
     """SHA-256 of everything in a request but its id."""
     anonymous = msgspec.structs.replace(request, request_id="")
-    return hashlib.sha256(msgspec.json.encode(anonymous, order="deterministic")).digest()
+    plain = msgspec.to_builtins(anonymous, str_keys=True)
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).digest()
