@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ def main() -> int:
     if len(cores) < args.threads:
         raise SystemExit(f"--threads is {args.threads}; this process may use {len(cores)} cores")
     os.sched_setaffinity(0, cores)  # inherited by every process started below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running peer ends too
     workdir = Workdir(args.workdir)
     job = Job("", "", args.threads, _cases(args), args.repeats, args.seed, 1000, 48_000)
     models = [MODELS[name] for name in args.models]
