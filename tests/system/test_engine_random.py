@@ -1,4 +1,4 @@
-"""The whole engine on tiny models: whatever the mix of chunks, preemptions and aborts, a request gets its own tokens."""
+"""The whole engine on tiny models: in any mix of chunks, preemptions and aborts a request gets its own tokens."""
 
 from __future__ import annotations
 
