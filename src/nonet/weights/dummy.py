@@ -21,7 +21,7 @@ class DummySource:
     """A `WeightSource` of made-up tensors: matrices and biases near normal(0, 0.02), norms near one.
 
     >>> source = DummySource(spec, seed=0)  # doctest: +SKIP
-    >>> source.load("model.norm.weight").equal(source.load("model.norm.weight"))
+    >>> source.load("model.norm.weight").equal(source.load("model.norm.weight"))  # doctest: +SKIP
     True
     """
 

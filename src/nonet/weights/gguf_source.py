@@ -24,7 +24,7 @@ class GGUFSource:
     """A `WeightSource` over one GGUF file.
 
     >>> source = GGUFSource(path)  # doctest: +SKIP
-    >>> source.load("model.norm.weight").dtype
+    >>> source.load("model.norm.weight").dtype  # doctest: +SKIP
     torch.float32
     """
 

@@ -27,7 +27,7 @@ class SafetensorsSource:
     """A `WeightSource` over a directory.
 
     >>> source = SafetensorsSource(directory)  # doctest: +SKIP
-    >>> source.shape("model.norm.weight")
+    >>> source.shape("model.norm.weight")  # doctest: +SKIP
     (576,)
     """
 
