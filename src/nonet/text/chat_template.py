@@ -211,17 +211,22 @@ def _loops_over_content(template: nodes.Template) -> bool:
     names = {
         assign.target.name
         for assign in template.find_all(nodes.Assign)
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node)
+        if isinstance(assign.target, nodes.Name) and _is_content(_unfiltered(assign.node))
     }
+    walked = [_unfiltered(loop.iter) for loop in template.find_all(nodes.For)]
     return any(
-        _is_content(loop.iter) or (isinstance(loop.iter, nodes.Name) and loop.iter.name in names)
-        for loop in template.find_all(nodes.For)
+        _is_content(node) or (isinstance(node, nodes.Name) and node.name in names)
+        for node in walked
     )
 
 
-def _is_content(node: nodes.Node) -> bool:
+def _unfiltered(node: nodes.Node) -> nodes.Node:
     while isinstance(node, nodes.Filter) and node.node is not None:
         node = node.node
+    return node
+
+
+def _is_content(node: nodes.Node) -> bool:
     if isinstance(node, nodes.Getattr):
         return node.attr == "content"
     return (

@@ -1,0 +1,20 @@
+"""Tokenizers of the packaged models, loaded once."""
+
+from __future__ import annotations
+
+import pytest
+
+from nonet.text.tokenizer import Tokenizer, load_tokenizer
+from tests.real_models import real_model
+
+REAL_MODELS = ("smollm2", "qwen2.5-coder-0.5b", "gemma-3-270m")
+
+
+@pytest.fixture(scope="session", params=REAL_MODELS)
+def real_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return load_tokenizer(real_model(request.param))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Tokenizer:
+    return load_tokenizer(real_model("smollm2"))
