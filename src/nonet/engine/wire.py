@@ -62,12 +62,14 @@ def encode(message: EngineMessage | EngineFrame) -> bytes:
 
 def decode_for_engine(frame: bytes) -> EngineMessage:
     """The message in a frame that the server sent; msgspec.DecodeError for anything else."""
-    return msgspec.msgpack.decode(frame, type=EngineMessage)
+    message: EngineMessage = msgspec.msgpack.decode(frame, type=EngineMessage)
+    return message
 
 
 def decode_for_server(frame: bytes) -> EngineFrame:
     """The message in a frame that the engine sent; msgspec.DecodeError for anything else."""
-    return msgspec.msgpack.decode(frame, type=EngineFrame)
+    message: EngineFrame = msgspec.msgpack.decode(frame, type=EngineFrame)
+    return message
 
 
 def rejection_of(request_id: str, error: UserError | OverloadedError) -> Rejected:
