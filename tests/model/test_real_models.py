@@ -37,7 +37,7 @@ def oracle(model_path: Path) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         str(model_path.parent), gguf_file=model_path.name, dtype=torch.float32
     )
-    return model.float().eval()
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
