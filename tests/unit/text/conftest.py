@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.real_models import real_model
+from text_samples import REAL_MODELS
 
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
-from tests.real_models import real_model
-
-REAL_MODELS = ("smollm2", "qwen2.5-coder-0.5b", "gemma-3-270m")
 
 
 @pytest.fixture(scope="session", params=REAL_MODELS)

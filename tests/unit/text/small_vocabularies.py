@@ -1,4 +1,4 @@
-"""GGUF metadata of two tiny tokenizers that hold one of everything, and a directory with the first as tokenizer.json."""
+"""GGUF metadata of two tiny tokenizers that hold one of everything; the first also as a directory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def write_directory(directory: Path, **config: object) -> Path:
         "vocab": {token: i for i, token in enumerate(tokens[:first_added])}, "merges": _MERGES,
     }  # fmt: skip
     tokenizer = {
-        "version": "1.0", "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "version": "1.0",
+        "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
         "padding": None, "added_tokens": added, "normalizer": None, "pre_tokenizer": byte_level,
         "post_processor": None, "decoder": byte_level, "model": model,
     }  # fmt: skip

@@ -59,8 +59,8 @@ def test_roles_contents_and_the_generation_prompt() -> None:
         ("{{ 'a' ~ 1 ~ none }}{{ 'ab' * 2 }}{{ [1] + [2] }}{{ (1, 2) + (3,) }}", "a1Noneabab[1, 2](1, 2, 3)"),
         ("{{ '%s-%d' % ('a', 3) }}{{ '{}:{:>3}'.format('b', 1) }}{{ '%s' | format('c') }}", "a-3b:  1c"),
         ("{{ ', '.join(['a', 'b']) }}{{ 'x-y'.replace('-', '+') }}{{ ' a '.strip() }}{{ 'ab'[1:] }}", "a, bx+yab"),
-        ("{{ messages[1:] | length }}{{ messages[::-1][0].role }}{{ nothing is defined }}{{ 1 if false }}", "0userFalse"),
-        ("{% filter upper %}a{% endfilter %}{% with x = 2 %}{{ x }}{% endwith %}{% set y %}z{% endset %}{{ y }}", "A2z"),
+        ("{{ messages[1:] | length }}{{ messages[::-1][0].role }}{{ nothing is defined }}{{ 1 if 0 }}", "0userFalse"),
+        ("{% filter upper %}a{% endfilter %}{% with x = 2 %}{{ x }}{% endwith %}{% set y %}z{% endset %}{{y}}", "A2z"),
         ("{{ 'a\nb' | indent(2) }}{{ '<' | safe }}{{ '<' | e }}{{ 'A' | lower | capitalize | trim }}", "a\n  b<&lt;A"),
         ("{{ dict(a=1).a }}{{ {'x': 1}.get('y', 'd') }}{{ [3, 1] | sort | first }}{{ [1, 2] | sum }}", "1d13"),
         ("{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 3 }}{{ 1.5 + 1 }}{{ -3 | abs }}{{ '4' | int + 1 }}", "3382.535"),
@@ -126,7 +126,7 @@ def test_text_parts_are_joined_for_templates_that_take_text() -> None:
     "source",
     [
         "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}",
-        "{% for m in messages %}{% set c = m['content'] %}{% for p in c | list %}[{{ p.text }}]{% endfor %}{% endfor %}",
+        "{% for m in messages %}{% set c = m['content'] %}{% for p in c|list %}[{{p.text}}]{% endfor %}{% endfor %}",
     ],
 )
 def test_text_parts_stay_for_templates_that_walk_through_them(source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -30,7 +31,7 @@ def run(
 ) -> tuple[list[str], str | None]:
     matcher = make()
     bounds = [0, *sorted(cut for cut in cuts if cut <= len(text)), len(text)]
-    pieces = [matcher.feed(text[a:b]).text for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [matcher.feed(text[a:b]).text for a, b in itertools.pairwise(bounds)]
     return [*pieces, matcher.finish()], matcher.stop
 
 

@@ -14,11 +14,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import REAL_MODELS
-from text_samples import text_samples
+from tests.real_models import real_model
+from text_samples import REAL_MODELS, text_samples
 
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
-from tests.real_models import real_model
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_ids.json").read_text("utf-8"))
 

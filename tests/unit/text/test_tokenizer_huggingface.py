@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-from conftest import REAL_MODELS
-from text_samples import text_samples
+from tests.real_models import real_model
+from text_samples import REAL_MODELS, text_samples
 from tokenizers import normalizers, pre_tokenizers
 
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
-from tests.real_models import real_model
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 

@@ -1,18 +1,20 @@
-"""Strings that find fault with tokenizers, in groups; the same ones on every machine."""
+"""Strings that find fault with tokenizers, in groups, and the packaged models that they are tried on."""
 
 from __future__ import annotations
 
 import random
 
-__all__ = ["text_samples"]
+__all__ = ["REAL_MODELS", "text_samples"]
+
+REAL_MODELS = ("smollm2", "qwen2.5-coder-0.5b", "gemma-3-270m")
 
 _PROSE = [
     "", "a", "Hello world", "  leading", "trailing  ", "a  b   c    d", "don't I'll you're WE'VE it'S", "'s't're", "’s",
     "!!!???...---", "https://example.com/a_b-c?d=e&f=g#h", "$$\\frac{a}{b}$$", "_foo_bar", "CamelCaseHTTPServer2",
 ]  # fmt: skip
 _SPACES = [
-    " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n \n", " \t \t ", "\n" * 40 + "x", " " * 20 + "x", " " * 30 + "the",
-    "a" * 100, "ab" * 60, "\u2028\u2029", "a\u00a0b\u2003c\u3000d",
+    " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n \n", " \t \t ", "\n" * 40 + "x", " " * 20 + "x",
+    " " * 30 + "the", "a" * 100, "ab" * 60, "\u2028\u2029", "a\u00a0b\u2003c\u3000d",
 ]  # fmt: skip
 _LONG_SPACES = [" " * n + "x" for n in (31, 32, 33, 40, 64, 100)]
 _NUMBERS = [
@@ -25,8 +27,8 @@ _NUMBERS = [
     "a  12",
 ]
 _LANGUAGES = [
-    "naïve café", "日本語のテキスト", "中文 混合 English", "한국어 문장", "العربية", "हिन्दी में", "ไทย", "Ω Å ﬁ", "İıSſ ǅ",
-    "\u0d9a\u0dca\u200d\u0dbb",
+    "naïve café", "日本語のテキスト", "中文 混合 English", "한국어 문장", "العربية", "हिन्दी में", "ไทย",
+    "Ω Å ﬁ", "İıSſ ǅ", "\u0d9a\u0dca\u200d\u0dbb",
 ]  # fmt: skip
 _COMPOSED = [
     "e\u0301 de\u0301compose\u0301",
