@@ -33,14 +33,20 @@ command = configured(plan, *ENGINE, model_first=True)
 
 def describe_plan(resolved: Resolved, sources: dict[str, str]) -> str:
     """Two tables: every choice with its reason or source, and the memory plan."""
-    return table(_choices(resolved, sources)) + "\n\n" + table(_memory(resolved))
+    return "\n\n".join(
+        (
+            f"model files: {resolved.model_path}",
+            table(_choices(resolved, sources)),
+            table(_memory(resolved)),
+        )
+    )
 
 
 def _choices(resolved: Resolved, sources: dict[str, str]) -> list[tuple[str, str, str]]:
     keys = {row.name: row.key for row in options().values()}
     rows = []
     for name in (field.name for field in fields(Resolved)):
-        if name in ("memory", "reasons", "groups"):
+        if name in ("model_path", "memory", "reasons", "groups"):
             continue
         source = sources.get(keys.get(name, ""))
         why = resolved.reasons.get(name) or (f"set by {source}" if source else "default")

@@ -32,6 +32,7 @@ class Machine:
         None  # as nvidia-smi tells it; the engine may put in what the driver told torch
     )
     gpu_free_bytes: int | None = None
+    has_triton: bool = False
     torch_version: str | None = None  # None: not installed
     torch_cuda: str | None = None  # CUDA version torch was built for
 
@@ -64,6 +65,7 @@ class Machine:
             nvidia_driver=driver,
             gpu_name=gpu_name,
             gpu_free_bytes=gpu_free,
+            has_triton=find_spec("triton") is not None,
             torch_version=torch_version,
             torch_cuda=torch_cuda,
         )

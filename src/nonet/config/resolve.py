@@ -170,8 +170,12 @@ def _kernels(config: Config, machine: Machine, device: str, dtype: str, why: dic
     if asked != "auto":
         return asked
     if device == "cuda":
-        why["kernels"] = "plain torch is what runs on CUDA"
-        return "reference"
+        why["kernels"] = (
+            "written for GPUs, and the triton package is here"
+            if machine.has_triton
+            else "the triton package is not installed, so plain torch it is"
+        )
+        return "triton" if machine.has_triton else "reference"
     if machine.native_missing is not None:
         why["kernels"] = machine.native_missing
         return "reference"

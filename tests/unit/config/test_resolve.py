@@ -158,6 +158,7 @@ def test_every_automatic_choice_has_a_reason_and_no_other() -> None:
         (replace(MACHINE, cpu_flags=frozenset({"avx2"})), "float32", "native", "no bfloat16"),
         (replace(MACHINE, compiler=None), "bfloat16", "reference", "hardware"),
         (CUDA, "bfloat16", "reference", "GPU"),
+        (replace(CUDA, has_triton=True), "bfloat16", "triton", "GPU"),
     ],
 )
 def test_dtype_and_kernels(machine: Machine, dtype: str, kernels: str, reason: str) -> None:
