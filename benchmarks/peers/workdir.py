@@ -101,7 +101,7 @@ class Workdir:
         return folder
 
     def openvino_python(self) -> Path:
-        return self._venv("ov", ["openvino-genai"], "import openvino_genai")
+        return self._venv("ov", ["openvino-genai==2026.4.1.0"], "import openvino_genai")
 
     def vllm_python(self) -> Path:
         # The torchvision that is resolved breaks vLLM's import; text models need none of the three.
@@ -172,7 +172,7 @@ class Workdir:
     ) -> Path:
         """A venv in which `check` runs; the packages are installed in the order given."""
         python = self.root / name / "bin" / "python"
-        if python.exists():
+        if python.exists() and all(_has(python, package) for package in packages):
             return python
         _run([sys.executable, "-m", "venv", str(self.root / name)])
         for package in packages:
@@ -193,6 +193,15 @@ class Workdir:
 def _only_data_file(archive: zipfile.ZipFile) -> str:
     (name,) = [n for n in archive.namelist() if "/data/" in n and not n.endswith("/")]
     return name
+
+
+def _has(python: Path, package: str) -> bool:
+    """Is the distribution installed (in whatever version) in that interpreter's environment?"""
+    name = package.partition("==")[0]
+    code = f"import importlib.metadata as m; m.version({name!r})"
+    return (
+        subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
+    )
 
 
 def _run(command: list[str]) -> None:
