@@ -21,7 +21,7 @@ from nonet.cli.flags import ENGINE, configured
 from nonet.cli.sampling import SamplingFlags
 from nonet.cli.terminal import note
 from nonet.config.load import Loaded
-from nonet.core.errors import NonetError
+from nonet.core.errors import NonetError, UnavailableError
 
 __all__ = ["command"]
 
@@ -86,6 +86,8 @@ async def _with_engine(loaded: Loaded, flags: SamplingFlags, first: Conversation
                     answer = output.outputs[0]
                     yield Piece(answer.text[seen:], len(answer.token_ids))
                     seen = len(answer.text)
+                    if answer.finish_reason == "error":
+                        raise UnavailableError("the engine could not go on with this answer")
 
         await _converse(speak, first)
 
@@ -93,7 +95,7 @@ async def _with_engine(loaded: Loaded, flags: SamplingFlags, first: Conversation
 async def _with_server(
     url: str, api_key: str | None, model: str | None, flags: SamplingFlags, first: Conversation
 ) -> None:
-    from nonet.bench.http import stream_events
+    from nonet.bench.http import error_text, stream_events
     from nonet.bench.serving import ask_model
 
     served = await ask_model(url, api_key, model)
@@ -105,6 +107,8 @@ async def _with_server(
         deliveries = 0
         async with contextlib.aclosing(events):
             async for event in events:
+                if event.get("error"):
+                    raise UnavailableError(error_text(event))
                 for choice in event.get("choices") or ():
                     text = choice.get("delta", {}).get("content") or ""
                     deliveries += bool(text)
@@ -128,7 +132,7 @@ async def _converse(speak: Speaker, first: Conversation) -> None:
         answer = Answer()
         try:
             await _until_interrupt(_write(answer, speak, conversation))
-        except NonetError as error:
+        except (NonetError, OSError) as error:
             note(str(error))
             conversation.pop()
             continue

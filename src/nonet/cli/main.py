@@ -60,6 +60,7 @@ def build_app() -> cyclopts.App:
         help="Serve open-weight language models.",
         version=_version,
         help_format="plaintext",
+        default_parameter=cyclopts.Parameter(allow_repeating=True),  # the last one wins
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )

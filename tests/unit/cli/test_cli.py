@@ -1,0 +1,176 @@
+"""The command line: a frozen list of options, errors as one line, precedence end to end, and a quick start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nonet.cli.main import BENCH_VERBS, VERBS, build_app, run
+from nonet.config.options import options
+
+ENGINE = {
+    "--model", "--revision", "--served-name", "--dtype", "--weight-format", "--max-model-len", "--dummy-weights",
+    "--seed", "--block-size", "--num-blocks", "--memory-fraction", "--memory-gib", "--prefix-cache", "--policy",
+    "--max-num-seqs", "--max-tokens-per-step", "--chunked-prefill", "--max-waiting", "--device", "--kernels",
+    "--recording", "--threads", "--config",
+}  # fmt: skip
+SERVER = {
+    "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",
+    "--drain-s", "--keep-alive-s", "--log-level",
+}  # fmt: skip
+SAMPLING = {
+    "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
+}  # fmt: skip
+WORKLOAD = {
+    "--workload", "--num-requests", "--prompt-len", "--output-len", "--workload-seed", "--speed", "--length-scale",
+    "--warm-up", "--json",
+}  # fmt: skip
+
+# What users rely on: a change here is a change for them, and belongs in the change log.
+FROZEN = {
+    "serve": ENGINE | SERVER,
+    "chat": ENGINE | SAMPLING | {"--system", "--url", "--api-key"},
+    "generate": ENGINE | SAMPLING | {"--prompts", "--chat", "--json"},
+    "pull": {"--name", "--accept-unknown-licence", "--accept-terms"},
+    "list": {"--json"},
+    "plan": ENGINE | {"--json"},
+    "doctor": {"--config", "--json"} | SERVER,
+    "version": {"--json"},
+    "bench offline": ENGINE | WORKLOAD | {"--repeats"},
+    "bench serve": ENGINE | SERVER | WORKLOAD
+    | {"--url", "--api-key", "--rate", "--arrival-seed", "--vocab-size", "--max-ttft", "--max-tpot", "--max-itl",
+       "--max-e2e"},
+}  # fmt: skip
+
+
+def flags_of(verb: str) -> set[str]:
+    app = build_app()
+    for name in verb.split():
+        app = app[name]
+    arguments = app.assemble_argument_collection()
+    return {argument.name for argument in arguments if argument.parse} - {"*"}
+
+
+@pytest.mark.parametrize("verb", FROZEN)
+def test_options_are_frozen(verb: str) -> None:
+    assert flags_of(verb) == FROZEN[verb]
+
+
+def test_every_verb_is_in_the_frozen_list() -> None:
+    assert set(FROZEN) == set(VERBS) | {f"bench {name}" for name in BENCH_VERBS}
+
+
+def test_every_option_of_the_configuration_has_its_flag() -> None:
+    assert {row.flag for row in options().values()} <= FROZEN["serve"]
+
+
+@pytest.mark.parametrize(
+    ("line", "fragments"),
+    [
+        ("serv", ["no command 'serv'", "Did you mean 'serve'?"]),
+        ("bench ofline", ["no command 'ofline'", "Did you mean 'offline'?"]),
+        ("plan --dtyp float32", ["--dtyp", "Did you mean --dtype?"]),
+        ("plan --dtype float33", ["float33", "bfloat16"]),
+        ("plan --num-blocks many", ["many", "--num-blocks"]),
+        ("plan --num-blocks 0", ["num_blocks is 0", "at least 1"]),
+        ("plan --port 3", ["Unknown option", "--port"]),
+        ("plan --config none.toml", ["none.toml", "No such file"]),
+        ("plan no-such-model", ["no model 'no-such-model'"]),
+        ("plan ./missing.gguf", ["missing.gguf"]),
+        ("pull smolm2", ["no packaged model 'smolm2'", "Did you mean 'smollm2'?"]),
+        ("pull", ["--name"]),
+        ("bench serve --url http://127.0.0.1:9", ["no server answers at http://127.0.0.1:9"]),
+    ],
+)
+def test_mistakes_are_one_line(
+    line: str, fragments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(line.split())
+    out, err = capsys.readouterr()
+    assert code == (1 if "--url" in line else 2)
+    assert out == ""
+    assert err.startswith("nonet: ")
+    assert err.count("\n") == 1
+    for fragment in fragments:
+        assert fragment in err
+
+
+def test_plan_takes_flags_before_environment_before_file(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    file = tmp_path / "nonet.toml"
+    file.write_text(
+        "[scheduler]\nmax_num_seqs = 3\nmax_tokens_per_step = 33\n[runtime]\nthreads = 7\n"
+    )
+    monkeypatch.setenv("NONET_SCHEDULER_MAX_NUM_SEQS", "4")
+    monkeypatch.setenv("NONET_SCHEDULER_MAX_TOKENS_PER_STEP", "44")
+    line = ["plan", str(tiny_model), "--config", str(file), "--max-num-seqs", "5", "--json"]
+    assert run(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["max_num_seqs"], found["max_tokens_per_step"], found["threads"]) == (5, 44, 7)
+    assert found["sources"]["scheduler.max_num_seqs"] == "--max-num-seqs"
+    assert (
+        found["sources"]["scheduler.max_tokens_per_step"] == "NONET_SCHEDULER_MAX_TOKENS_PER_STEP"
+    )
+    assert found["sources"]["runtime.threads"] == f"{file}:5"
+
+
+def test_plan_says_why(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", str(tiny_model), "--no-prefix-cache", "--dtype", "float32"]) == 0
+    text = capsys.readouterr().out
+    assert "the physical cores that this process may use" in text
+    assert "set by --dtype" in text
+    assert "set by --prefix-cache" in text
+    # 2 layers, keys and values, 16 tokens, 1 head of 16, 4 bytes
+    assert f"blocks of {2 * 2 * 16 * 16 * 4 // 1024}.0 KiB" in text
+
+
+def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["smollm2"]["licence"] == "Apache-2.0"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version"]) == run(["--version"]) == 0
+    first, second = capsys.readouterr().out.split()
+    assert first == second
+
+
+def test_terms_are_shown_and_must_be_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NONET_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115
+    assert run(["pull", "gemma-3-270m"]) == 2
+    assert "Gemma Terms of Use" in capsys.readouterr().err
+    sys.stdin.close()
+
+
+def test_help_names_sections_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--help"]) == 0
+    text = capsys.readouterr().out
+    for part in ("Model", "Cache", "Scheduler", "Runtime", "Server", "--num-blocks", "8000"):
+        assert part in text
+
+
+def test_a_process_of_its_own_starts_quickly_and_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from nonet.cli.main import run; sys.exit(run(['--help']))"
+    began = time.monotonic()
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "doctor" in ran.stdout
+    assert time.monotonic() - began < 10  # generous: the machine may be busy
+
+
+def test_a_mistake_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "nonet.cli.main", "plan", "--nope"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert ran.stderr.count("\n") == 1
