@@ -13,7 +13,7 @@ from nonet.kernels.native.memory import HugePages
 __all__ = ["NativeWeight", "pack_dense"]
 
 _PANEL = 16
-_ROW_UNITS = 128  # kRowUnits of csrc/tile.h
+_ROW_UNITS = 304  # kRowUnits of csrc/linear_dense.cpp
 _CHUNK_ROWS = 64  # kMaxChunkRows of csrc/linear_dense.cpp
 _OWN_ROWS = 4  # kOwnRows of csrc/linear_dense.cpp
 

@@ -2,7 +2,7 @@
 //
 // A work item is a tile: up to kQueryRows rows (queries times the heads that share a KV head) of one sequence and one
 // KV head. For each range of kRangeKeys keys, counted from key 0 of the sequence, a tile computes scores, their maximum
-// m, the weights exp(score - m), their sum l and the weighted values, and folds (m, l, values) into what the ranges
+// m, the weights exp(score - m) (in powers of two), their sum l and the weighted values, and folds (m, l, values) into what the ranges
 // before it gave. The ranges and the order of folding depend on key positions only, and an unseen key adds an exact
 // zero, so a row's result does not depend on how the queries were cut into chunks or who shares the tile.
 //
@@ -11,6 +11,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "attention_tile.h"
 
@@ -63,20 +64,21 @@ class Tiles {
   int before_ = 0;  // tiles of the sequences before `sequence_`
 };
 
-// One range's contribution to the rows of one tile, in the shared scratch.
+// What the ranges of all tiles gave, in the shared scratch: Parts, then values [kQueryRows, dim], for each.
 struct SharedParts {
-  float* base;
+  char* base;
   int ranges;
-  int64_t row_floats;  // maximum, sum, 14 unused, then the values
+  int64_t stride;
 
   SharedParts(const AttentionArgs& args, const Tiles& tiles, const Context& context)
-      : base(reinterpret_cast<float*>(context.shared_scratch)),
+      : base(context.shared_scratch),
         ranges((tiles.longest + kRangeKeys - 1) / kRangeKeys),
-        row_floats(kLanes + args.dim) {}
-  int64_t bytes(int tiles) const { return tiles * ranges * row_floats * kQueryRows * (int64_t)sizeof(float); }
-  float* row(int tile, int range, int row) const {
-    return base + (((int64_t)tile * ranges + range) * kQueryRows + row) * row_floats;
+        stride(sizeof(Parts) + sizeof(float) * kQueryRows * args.dim) {}
+  int64_t bytes(int tiles) const { return tiles * ranges * stride; }
+  Parts& parts(int tile, int range) const {
+    return *reinterpret_cast<Parts*>(base + ((int64_t)tile * ranges + range) * stride);
   }
+  float* values(int tile, int range) const { return reinterpret_cast<float*>(&parts(tile, range) + 1); }
 };
 
 // How a step is cut, worked out once for each thread and stage.
@@ -96,8 +98,7 @@ template <Element E>
 void whole_tile(TileAttention<E>& attention, const Tile& tile) {
   attention.begin(tile);
   for (int range = attention.first_range(tile); range < attention.last_range(tile); ++range) {
-    if (!attention.compute(tile, range)) continue;
-    for (int row = 0; row < tile.rows(); ++row) attention.fold_own(row);
+    if (attention.compute(tile, range)) attention.fold(tile, attention.parts(), attention.values());
   }
   attention.finish(tile);
 }
@@ -108,14 +109,9 @@ void shared_range(TileAttention<E>& attention, Cut& cut, const AttentionArgs& ar
   const Tile tile = cut.tiles.find(number);
   if (range < attention.first_range(tile) || range >= attention.last_range(tile)) return;
   attention.begin(tile);
-  const bool any = attention.compute(tile, range);
-  for (int row = 0; row < tile.rows(); ++row) {
-    float* to = cut.parts.row(number, range, row);
-    const Part part = any ? attention.part(row) : Part{};
-    to[0] = part.maximum;
-    to[1] = part.sum;
-    if (any) std::memcpy(to + kLanes, attention.part_values(row), sizeof(float) * args.dim);
-  }
+  if (!attention.compute(tile, range)) std::abort();  // the range is one of the tile's
+  cut.parts.parts(number, range) = attention.parts();
+  std::memcpy(cut.parts.values(number, range), attention.values(), sizeof(float) * tile.rows() * args.dim);
 }
 
 template <Element E>
@@ -123,10 +119,7 @@ void fold_tile(TileAttention<E>& attention, Cut& cut, int item) {
   const Tile tile = cut.tiles.find(item);
   attention.begin(tile);
   for (int range = attention.first_range(tile); range < attention.last_range(tile); ++range) {
-    for (int row = 0; row < tile.rows(); ++row) {
-      const float* from = cut.parts.row(item, range, row);
-      attention.fold(row, Part{from[0], from[1]}, from + kLanes);
-    }
+    attention.fold(tile, cut.parts.parts(item, range), cut.parts.values(item, range));
   }
   attention.finish(tile);
 }

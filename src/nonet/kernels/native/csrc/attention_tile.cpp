@@ -10,13 +10,13 @@ constexpr int kMaxSegments = kRangeKeys / kLanes + 2;
 template <Element E, int R>
 PanelTile score_tile(int panels) {
   if constexpr (kAttentionPanels == 1) {
-    return panel_tile<E, R, 1>;
+    return panel_tile<E, R, 1, kRowUnits>;
   } else {
     switch (panels) {
-      case 1: return panel_tile<E, R, 1>;
-      case 2: return panel_tile<E, R, 2>;
-      case 3: return panel_tile<E, R, 3>;
-      default: return panel_tile<E, R, 4>;
+      case 1: return panel_tile<E, R, 1, kRowUnits>;
+      case 2: return panel_tile<E, R, 2, kRowUnits>;
+      case 3: return panel_tile<E, R, 3, kRowUnits>;
+      default: return panel_tile<E, R, 4, kRowUnits>;
     }
   }
 }
@@ -24,13 +24,13 @@ PanelTile score_tile(int panels) {
 template <Element E, int R>
 SegmentTile mix_tile(int panels) {
   if constexpr (kAttentionPanels == 1) {
-    return segment_tile<E, R, 1>;
+    return segment_tile<E, R, 1, kRowUnits>;
   } else {
     switch (panels) {
-      case 1: return segment_tile<E, R, 1>;
-      case 2: return segment_tile<E, R, 2>;
-      case 3: return segment_tile<E, R, 3>;
-      default: return segment_tile<E, R, 4>;
+      case 1: return segment_tile<E, R, 1, kRowUnits>;
+      case 2: return segment_tile<E, R, 2, kRowUnits>;
+      case 3: return segment_tile<E, R, 3, kRowUnits>;
+      default: return segment_tile<E, R, 4, kRowUnits>;
     }
   }
 }
@@ -61,7 +61,7 @@ void to_units(const float* from, int count, uint32_t* to) {
 
 const i32x16 kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-float exp_one(float x) { return exp(broadcast(x))[0]; }
+constexpr float kLog2e = 1.44269504088896341f;
 
 }  // namespace
 
@@ -72,7 +72,10 @@ void TileAttention<E>::begin(const Tile& tile) {
     const float* q = args_.q + row_offset(tile, row);
     for (int d = 0, b = 0; d < args_.dim; d += block, ++b)
       to_units<E>(q + d, std::min(block, args_.dim - d), work_.q + (b * tile.rows() + row) * kRowUnits);
-    work_.total[row] = Part{};
+  }
+  for (int row = 0; row < kPartRows; ++row) {
+    work_.total.maximum[row] = kNothing;
+    work_.total.sum[row] = 0.0f;
   }
   std::memset(work_.folded, 0, sizeof(float) * tile.rows() * args_.dim);
 }
@@ -83,10 +86,21 @@ bool TileAttention<E>::compute(const Tile& tile, int range) {
   const int first = std::max(range_key, first_key(tile, 0));
   const int last = std::min(range_key + kRangeKeys, last_key(tile, tile.queries - 1) + 1);
   if (first >= last) return false;
+  if (tile.rows() <= kAttentionRows) prefetch_values(tile, first, last);
   score(tile, range_key, first, last);
   for (int row = 0; row < tile.rows(); ++row) weigh(tile, row, range_key, first, last);
   mix(tile, range_key, first, last);
   return true;
+}
+
+// With few rows the cache is read from memory, once: ask for the values while the scores are computed.
+template <Element E>
+void TileAttention<E>::prefetch_values(const Tile& tile, int first, int last) const {
+  const uint32_t* values = static_cast<const uint32_t*>(args_.values);
+  for (int key = first; key < last; key += args_.block_size - key % args_.block_size) {
+    const uint32_t* block = shape_.value_block(values, block_of(tile, key), tile.kv_head);
+    for (int64_t unit = 0; unit < shape_.head_units(); unit += kLanes) __builtin_prefetch(block + unit);
+  }
 }
 
 // Scores of whole groups of 16 keys, before scaling; lanes outside [first, last) hold anything.
@@ -113,7 +127,7 @@ void TileAttention<E>::score(const Tile& tile, int range_key, int first, int las
   }
 }
 
-// Scale, cap, mask, exponential of one row.
+// Scale, cap, mask, exponential of one row. Only vectors at the ends of what the row sees need the mask.
 template <Element E>
 void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first, int last) {
   float* scores = work_.scores + row * kRangeKeys;
@@ -121,28 +135,31 @@ void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first
   const int low = std::max(first, first_key(tile, row / tile.heads)) - range_key;
   const int high = std::min(last - 1, last_key(tile, row / tile.heads)) - range_key;
   const int begin = (first - range_key) / kLanes * kLanes, end = last - range_key;
-  f32x16 largest = broadcast(kNothing);
-  for (int i = begin; i < end; i += kLanes) {
-    f32x16 s = load_f32(scores + i) * args_.scale;
-    if (args_.softcap != 0.0f) s = tanh(s * (1.0f / args_.softcap)) * args_.softcap;
+  const auto visible = [&](int i, f32x16 v, float otherwise) {
+    if (i >= low && i + kLanes - 1 <= high) return v;
     const i32x16 key = kIota + i;
-    s = (key >= low) & (key <= high) ? s : broadcast(kNothing);
-    store(scores + i, s);
-    largest = max(s, largest);
+    return (key >= low) & (key <= high) ? v : broadcast(otherwise);
+  };
+  float factor = args_.scale * kLog2e;
+  if (args_.softcap != 0.0f) {
+    for (int i = begin; i < end; i += kLanes)
+      store(scores + i, tanh(load_f32(scores + i) * (args_.scale / args_.softcap)) * args_.softcap);
+    factor = kLog2e;
   }
-  const float maximum = max_lanes(largest);
+  f32x16 largest = broadcast(kNothing);
+  for (int i = begin; i < end; i += kLanes) largest = max(largest, visible(i, load_f32(scores + i), kNothing));
+  const float maximum = low <= high ? max_lanes(largest) * factor : 0.0f;
   f32x16 sum{};
   for (int i = begin; i < end; i += kLanes) {
-    const i32x16 key = kIota + i;
-    f32x16 weight = exp(load_f32(scores + i) - maximum);
-    weight = (key >= low) & (key <= high) ? weight : f32x16{};
+    const f32x16 weight = visible(i, exp2(load_f32(scores + i) * factor - maximum), 0.0f);
     sum += weight;
     if constexpr (E == Element::kFloat32)
       store(weights + i, weight);
     else
       store(weights + i / 2, to_bf16(weight));
   }
-  work_.range[row] = low <= high ? Part{maximum, sum_lanes(sum)} : Part{};
+  work_.range.maximum[row] = low <= high ? maximum : kNothing;
+  work_.range.sum[row] = low <= high ? sum_lanes(sum) : 0.0f;
 }
 
 template <Element E>
@@ -191,16 +208,23 @@ int TileAttention<E>::list_segments(const Tile& tile, int range_key, int first, 
 }
 
 template <Element E>
-__attribute__((noinline)) void TileAttention<E>::fold(int row, Part part, const float* values) {
-  if (part.maximum == kNothing) return;
-  Part& total = work_.total[row];
-  float* folded = work_.folded + row * args_.dim;
-  const float maximum = std::max(total.maximum, part.maximum);
-  const float keep = exp_one(total.maximum - maximum), add = exp_one(part.maximum - maximum);
-  for (int d = 0; d < args_.dim; d += kLanes)
-    store(folded + d, load_f32(folded + d) * keep + load_f32(values + d) * add);
-  total.sum = total.sum * keep + part.sum * add;
-  total.maximum = maximum;
+__attribute__((noinline)) void TileAttention<E>::fold(const Tile& tile, const Parts& parts, const float* values) {
+  alignas(64) float keep[kPartRows], add[kPartRows];
+  for (int row = 0; row < tile.rows(); row += kLanes) {
+    const f32x16 before = load_f32(work_.total.maximum + row), here = load_f32(parts.maximum + row);
+    const f32x16 maximum = max(before, here);
+    const f32x16 keeping = exp2(before - maximum), adding = exp2(here - maximum);
+    store(keep + row, keeping);
+    store(add + row, adding);
+    store(work_.total.maximum + row, maximum);
+    store(work_.total.sum + row, load_f32(work_.total.sum + row) * keeping + load_f32(parts.sum + row) * adding);
+  }
+  for (int row = 0; row < tile.rows(); ++row) {
+    if (parts.maximum[row] == kNothing) continue;
+    float* folded = work_.folded + row * args_.dim;
+    for (int d = 0; d < args_.dim; d += kLanes)
+      store(folded + d, load_f32(folded + d) * keep[row] + load_f32(values + row * args_.dim + d) * add[row]);
+  }
 }
 
 template <Element E>
@@ -208,7 +232,7 @@ void TileAttention<E>::finish(const Tile& tile) {
   for (int row = 0; row < tile.rows(); ++row) {
     const float* folded = work_.folded + row * args_.dim;
     float* out = args_.out + row_offset(tile, row);
-    const float factor = work_.total[row].sum == 0.0f ? 0.0f : 1.0f / work_.total[row].sum;
+    const float factor = work_.total.sum[row] == 0.0f ? 0.0f : 1.0f / work_.total.sum[row];
     for (int d = 0; d < args_.dim; d += kLanes) store(out + d, load_f32(folded + d) * factor);
   }
 }

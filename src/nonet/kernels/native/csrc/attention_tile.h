@@ -11,7 +11,9 @@ namespace nonet {
 
 constexpr int kRangeKeys = 128;
 constexpr int kQueryRows = 24;
+constexpr int kPartRows = 32;         // kQueryRows in whole vectors
 constexpr int kMaxDim = 256;
+constexpr int kRowUnits = 128;        // between two rows of queries or weights
 constexpr float kNothing = -3.0e38f;  // the maximum of no scores
 
 struct Tile {
@@ -22,22 +24,23 @@ struct Tile {
   int rows() const { return heads * queries; }  // row = query * heads + head
 };
 
-// What a range, or all ranges so far, gave a row: the largest score and the sum of exp(score - maximum).
-struct Part {
-  float maximum = kNothing;
-  float sum = 0.0f;
+// What a range, or all ranges so far, gave each row: the largest score in powers of two (score * scale * log2 e), and the
+// sum of 2^(score - maximum).
+struct alignas(64) Parts {
+  float maximum[kPartRows];
+  float sum[kPartRows];
 };
 
 // A thread's scratch for one tile.
 struct alignas(64) Workspace {
   uint32_t q[2 * kQueryRows * kRowUnits];     // [blocks of units][rows][kRowUnits]
   float scores[kQueryRows * kRangeKeys];
-  uint32_t weights[kQueryRows * kRowUnits];   // exp(score - maximum), as units along the keys
+  uint32_t weights[kQueryRows * kRowUnits];  // 2^(score - maximum), as units along the keys
   float values[kQueryRows * kMaxDim];         // weighted values of one range, rows `dim` apart
   float folded[kQueryRows * kMaxDim];         // of all ranges so far
   uint32_t edges[2][kMaxDim];                // pairs of values of which only one may be read
-  Part range[kQueryRows];
-  Part total[kQueryRows];
+  Parts range;
+  Parts total;
 };
 
 template <Element E>
@@ -55,10 +58,10 @@ class TileAttention {
   void begin(const Tile& tile);
   // Scores, weights and weighted values of one range; false when no row sees a key of it.
   bool compute(const Tile& tile, int range);
-  Part part(int row) const { return work_.range[row]; }
-  const float* part_values(int row) const { return work_.values + row * args_.dim; }
-  void fold_own(int row) { fold(row, part(row), part_values(row)); }
-  void fold(int row, Part part, const float* values);
+  const Parts& parts() const { return work_.range; }
+  const float* values() const { return work_.values; }
+  // Adds one range's parts and weighted values [rows, dim] to the totals.
+  void fold(const Tile& tile, const Parts& parts, const float* values);
   void finish(const Tile& tile);
 
  private:
@@ -81,6 +84,7 @@ class TileAttention {
     return (token * args_.heads + tile.first_head + row % tile.heads) * args_.dim;
   }
 
+  void prefetch_values(const Tile& tile, int first, int last) const;
   void score(const Tile& tile, int range_key, int first, int last);
   void weigh(const Tile& tile, int row, int range_key, int first, int last);
   void mix(const Tile& tile, int range_key, int first, int last);

@@ -2,7 +2,7 @@
 //
 // Stage 0 rounds x into the shared scratch; with very few rows every thread rounds them for itself instead. Stage 1
 // multiplies: an item is a chunk of rows (in L2) times a share of the columns, walked in groups of kTilePanels panels.
-// For each group, a block of at most kRowUnits steps of the weights (24 KB, in L1) meets all rows of the chunk.
+// For each group, a block of at most kRowUnits steps of the weights (in L2) meets all rows of the chunk.
 #include <algorithm>
 
 #include "linear.h"
@@ -13,6 +13,9 @@ namespace nonet {
 namespace {
 
 constexpr int kMaxChunkRows = 64;
+// Most steps of a block, and units between two rows: an odd number of cache lines, so that the rows of a tile do not
+// fall into the same sets of the cache.
+constexpr int kRowUnits = 304;
 constexpr int kOwnRows = 4;     // up to so many rows, each thread rounds for itself
 constexpr int kRoundedRows = 8;  // rows of a rounding item
 
@@ -55,7 +58,7 @@ void round_row(const float* x, const DenseWeight& w, const Blocks& blocks, int64
 template <Element E, int R, int P>
 void dense_tile(const uint32_t* left, const uint32_t* const* right, ptrdiff_t, int steps, const float* start,
                 float* out, ptrdiff_t out_stride) {
-  panel_tile<E, R, P>(left, right, kLanes, steps, start, out, out_stride);
+  panel_tile<E, R, P, kRowUnits>(left, right, kLanes, steps, start, out, out_stride);
 }
 
 template <Element E, int R>

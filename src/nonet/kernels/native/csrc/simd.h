@@ -75,24 +75,38 @@ NONET_INLINE void store_partial(float* to, f32x16 v, int count) {
     std::memcpy(to, &v, sizeof(float) * count);
 }
 
-NONET_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
-NONET_INLINE f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
+// The larger of each pair; b where either is not a number.
+NONET_INLINE f32x16 max(f32x16 a, f32x16 b) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // Lanes are added and compared in one fixed tree: the result is the same wherever a row is computed.
 NONET_INLINE float sum_lanes(f32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float x[16];
   store(x, v);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; ++i) x[i] += x[i + width];
   return x[0];
+#endif
 }
 
 NONET_INLINE float max_lanes(f32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float x[16];
   store(x, v);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
   return x[0];
+#endif
 }
 
 // One step of a dot product for 16 columns: acc + b * a, where a unit holds one or two numbers.
@@ -130,13 +144,14 @@ NONET_INLINE u16x16 to_bf16(f32x16 v) {
 #endif
 }
 
+constexpr float kRoundingMagic = 12582912.0f;  // adding it rounds to a whole number, kept in the low mantissa bits
+
 // e to the v, to about 2 units in the last place; inputs below -87 give e to the -87, above 88 e to the 88.
 NONET_INLINE f32x16 exp(f32x16 v) {
-  v = v < -87.0f ? broadcast(-87.0f) : v;
+  v = max(broadcast(-87.0f), v);
   v = v > 88.0f ? broadcast(88.0f) : v;
-  const float magic = 12582912.0f;  // adding it rounds to a whole number, kept in the low mantissa bits
-  f32x16 shifted = v * 1.44269504088896341f + magic;
-  f32x16 n = shifted - magic;
+  f32x16 shifted = v * 1.44269504088896341f + kRoundingMagic;
+  f32x16 n = shifted - kRoundingMagic;
   f32x16 r = v - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
   f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -145,6 +160,20 @@ NONET_INLINE f32x16 exp(f32x16 v) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
+  return as_f32((u32x16)p + ((u32x16)shifted << 23));
+}
+
+// 2 to the v for v up to 127, exactly 1 at 0; inputs below -126 give about 2 to the -126.
+NONET_INLINE f32x16 exp2(f32x16 v) {
+  v = max(broadcast(-126.0f), v);
+  f32x16 shifted = v + kRoundingMagic;
+  f32x16 f = v - (shifted - kRoundingMagic);
+  f32x16 p = f * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * f + 9.618437357674640e-3f;
+  p = p * f + 5.550332471162809e-2f;
+  p = p * f + 2.402264791363012e-1f;
+  p = p * f + 6.931472028550421e-1f;
+  p = p * f + 1.0f;
   return as_f32((u32x16)p + ((u32x16)shifted << 23));
 }
 

@@ -10,12 +10,13 @@
 
 namespace nonet {
 
-// Units between two rows of the left operand. A constant keeps all row addresses at fixed offsets from one register.
-constexpr int kRowUnits = 128;
+// Distance of software prefetching in a stream of weights, 1 KiB; past the end it does no harm.
+constexpr int kPrefetchUnits = 256;
 
 // Columns of the right operand in panels of 16 columns: panel p starts at right[p], a step is `right_step` units on.
-// Starts from `start` (16 numbers per panel), or from what `out` holds when `start` is null.
-template <Element E, int R, int P>
+// Starts from `start` (16 numbers per panel), or from what `out` holds when `start` is null. Rows of the left operand
+// are kStride units apart: a constant keeps all row addresses at fixed offsets from one register.
+template <Element E, int R, int P, int kStride>
 NONET_INLINE void panel_tile(const uint32_t* left, const uint32_t* const* right, ptrdiff_t right_step, int steps,
                              const float* start, float* out, ptrdiff_t out_stride) {
   f32x16 acc[R][P];
@@ -29,10 +30,11 @@ NONET_INLINE void panel_tile(const uint32_t* left, const uint32_t* const* right,
     u32x16 b[P];
     NONET_UNROLL for (int p = 0; p < P; ++p) {
       b[p] = load_units(column[p]);
+      __builtin_prefetch(column[p] + kPrefetchUnits);
       column[p] += right_step;
     }
     NONET_UNROLL for (int r = 0; r < R; ++r) {
-      const uint32_t a = left[r * kRowUnits + k];
+      const uint32_t a = left[r * kStride + k];
       NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = mul_add<E>(acc[r][p], b[p], a);
     }
   }
@@ -54,7 +56,7 @@ struct Segment {
 
 // The same product, starting from zero, where the right operand is scattered along the summed dimension (values in
 // cache blocks). `column` is the first of the 16 P columns.
-template <Element E, int R, int P>
+template <Element E, int R, int P, int kStride>
 NONET_INLINE void segment_tile(const uint32_t* left, const Segment* segments, int count, ptrdiff_t column,
                                ptrdiff_t right_step, float* out, ptrdiff_t out_stride) {
   f32x16 acc[R][P];
@@ -68,7 +70,7 @@ NONET_INLINE void segment_tile(const uint32_t* left, const Segment* segments, in
       u32x16 b[P];
       NONET_UNROLL for (int p = 0; p < P; ++p) b[p] = load_units(row + p * kLanes);
       NONET_UNROLL for (int r = 0; r < R; ++r) {
-        NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = mul_add<E>(acc[r][p], b[p], units[r * kRowUnits + k]);
+        NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = mul_add<E>(acc[r][p], b[p], units[r * kStride + k]);
       }
     }
   }
