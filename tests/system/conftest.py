@@ -9,7 +9,7 @@ import pytest
 
 from nonet.engine.client import EngineClient, Supervision
 from tests.system.fake_engine import FakeConfig
-from tests.system.harness import RunningServer, StartClient, fake_launch, start_server
+from tests.system.harness import RunningServer, StartClient, fake_launch, real_options, start_server
 
 
 @pytest.fixture
@@ -38,13 +38,49 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     assert running.stop() == 0
 
 
+ENGINES = ("fake", pytest.param("smollm2", marks=pytest.mark.models))
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def any_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server over each engine that tests may assume nothing about but the API."""
+    folder = tmp_path_factory.mktemp("any")
+    if request.param == "fake":
+        running = start_server(folder, FakeConfig(step_s=0.001))
+    else:
+        running = start_server(folder, options=real_options(request.param, max_model_len=4096))
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture(params=ENGINES)
+def start_any(
+    request: pytest.FixtureRequest, start_one: Callable[..., RunningServer]
+) -> Callable[..., RunningServer]:
+    """As `start_one`, over each engine; a fake configuration is ignored by a real one, but for its context."""
+
+    def start(fake: FakeConfig, **server: object) -> RunningServer:
+        if request.param == "fake":
+            return start_one(fake, **server)
+        options = real_options(request.param, max_model_len=fake.max_model_len)
+        return start_one(options=options, **server)
+
+    return start
+
+
 @pytest.fixture
 def start_one(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
-    """`start_one(FakeConfig(...), host=..., ...)`: a server of the test's own."""
+    """`start_one(FakeConfig(...), drain_s=..., ...)`: a server of the test's own."""
     started: list[RunningServer] = []
 
-    def start(fake: FakeConfig | None = None, **options: object) -> RunningServer:
-        started.append(start_server(tmp_path, fake, **options))
+    def start(
+        fake: FakeConfig | None = None,
+        options: dict[str, object] | None = None,
+        **server: object,
+    ) -> RunningServer:
+        started.append(start_server(tmp_path, fake, options, **server))
         return started[-1]
 
     yield start

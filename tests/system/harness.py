@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from nonet.engine.client import EngineClient, EngineLaunch
+from tests.real_models import real_model
 from tests.system.fake_engine import FakeConfig
 
 ROOT = str(Path(__file__).parents[2])
@@ -99,10 +100,16 @@ class RunningServer:
             self.process.stdout.close()
 
 
-def start_server(folder: Path, fake: FakeConfig | None = None, **server: object) -> RunningServer:
-    """Start a server on a free port and wait for its start-up table."""
+def start_server(
+    folder: Path,
+    fake: FakeConfig | None = None,
+    options: dict[str, object] | None = None,
+    **server: object,
+) -> RunningServer:
+    """Start a server on a free port and wait for its start-up table. With `options`, of a real model."""
     job = {
         "fake": msgspec.to_builtins(fake or FakeConfig()),
+        "options": options or {},
         "server": {"port": 0, "drain_s": 5.0, **server},
     }
     log = folder / f"server-{time.monotonic_ns()}.log"
@@ -128,6 +135,11 @@ def start_server(folder: Path, fake: FakeConfig | None = None, **server: object)
         raise AssertionError(log.read_text())
     url = next(line.split()[2] for line in table if "listening on" in line)
     return RunningServer(process, url, text, log)
+
+
+def real_options(name: str, **more: object) -> dict[str, object]:
+    """Options to serve a packaged model in little memory; skips when it is not in the cache."""
+    return {"model": str(real_model(name)), "served_name": name, "memory_gib": 0.5, **more}
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 5.0) -> float:

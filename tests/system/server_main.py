@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
 
 import msgspec
 
+from nonet.config.load import from_options
 from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
 from nonet.config.schema import Config, ServerConfig
 from nonet.core.model_spec import GenerationDefaults, ModelSpec, RopeSpec
+from nonet.engine.prepare import resolve_config
 from nonet.server.run import serve
 from tests.system.fake_engine import EOS_ID, VOCAB_SIZE, FakeConfig
 from tests.system.harness import fake_launch
@@ -34,11 +37,11 @@ FAKE_SPEC = ModelSpec(
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to serve. `model` names a real model; without it the fake engine is used."""
+    """What to serve. `options` are those of a real model; without them the fake engine is used."""
 
     fake: FakeConfig = msgspec.field(default_factory=FakeConfig)
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
-    model: str | None = None
+    options: dict[str, str | int | float] = {}
 
 
 def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
@@ -72,10 +75,16 @@ def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
 
 def main(text: str) -> None:
     job = msgspec.json.decode(text, type=Job)
-    config = Config(server=job.server)
+    if job.options:
+        config = dataclasses.replace(from_options(job.options), server=job.server)
+        resolved, spec = resolve_config(config)
+        serve(config, resolved, spec)
+        return
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
-        serve(config, fake_resolved(job.fake, folder), FAKE_SPEC, launch=fake_launch(job.fake))
+        launch = fake_launch(job.fake)
+        resolved = fake_resolved(job.fake, folder)
+        serve(Config(server=job.server), resolved, FAKE_SPEC, launch=launch)
 
 
 if __name__ == "__main__":

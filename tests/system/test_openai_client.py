@@ -11,12 +11,13 @@ import pytest
 
 from tests.system.harness import RunningServer, wait_until
 
+NO_EOS = {"ignore_eos": True}
 ASK = [{"role": "user", "content": "Say something."}]
 
 
 @pytest.fixture
-def client(server: RunningServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+def client(any_server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{any_server.url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
@@ -34,7 +35,9 @@ def test_models(client: openai.OpenAI, model: str) -> None:
 
 
 def test_chat(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(model=model, messages=ASK, max_tokens=12)
+    answer = client.chat.completions.create(
+        model=model, messages=ASK, max_tokens=12, extra_body=NO_EOS
+    )
     choice = answer.choices[0]
     assert choice.message.role == "assistant"
     assert choice.message.content
@@ -55,6 +58,7 @@ def test_chat_stream_equals_whole_answer(client: openai.OpenAI, model: str) -> N
         "max_completion_tokens": 40,
         "seed": 5,
         "temperature": 0,
+        "extra_body": NO_EOS,
     }
     whole = client.chat.completions.create(**asked)
     chunks = list(
@@ -187,15 +191,15 @@ def test_several_prompts(client: openai.OpenAI, model: str, stream: bool) -> Non
     assert [texts[2], texts[3]] == [choice.text for choice in alone.choices]
 
 
-def test_token_ids_in_and_out(client: openai.OpenAI, server: RunningServer, model: str) -> None:
-    ids = server.post("/tokenize", {"prompt": "One two"}).json()["tokens"]
+def test_token_ids_in_and_out(client: openai.OpenAI, any_server: RunningServer, model: str) -> None:
+    ids = any_server.post("/tokenize", {"prompt": "One two"}).json()["tokens"]
     asked = {"model": model, "max_tokens": 8, "seed": 1}
     by_text = client.completions.create(**asked, prompt="One two")
     by_ids = client.completions.create(**asked, prompt=ids, extra_body={"return_token_ids": True})
     assert by_ids.choices[0].text == by_text.choices[0].text
     extra = by_ids.choices[0].model_extra or {}
     assert extra["prompt_token_ids"] == ids
-    text = server.post("/detokenize", {"tokens": extra["token_ids"]}).json()["prompt"]
+    text = any_server.post("/detokenize", {"tokens": extra["token_ids"]}).json()["prompt"]
     assert text == by_ids.choices[0].text
     both = client.completions.create(**asked, prompt=[ids, ids])
     assert len(both.choices) == 2
@@ -261,30 +265,34 @@ def test_too_long_prompt(client: openai.OpenAI, model: str) -> None:
     assert caught.value.param == "prompt"
 
 
-def test_request_id_comes_back(server: RunningServer) -> None:
-    assert server.get("/version", **{"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    assert len(server.get("/version").headers["x-request-id"]) == 32
+def test_request_id_comes_back(any_server: RunningServer) -> None:
+    assert (
+        any_server.get("/version", **{"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    )
+    assert len(any_server.get("/version").headers["x-request-id"]) == 32
 
 
-def test_breaking_a_stream_aborts(client: openai.OpenAI, server: RunningServer, model: str) -> None:
+def test_breaking_a_stream_aborts(
+    client: openai.OpenAI, any_server: RunningServer, model: str
+) -> None:
     stream = client.completions.create(model=model, prompt="One", max_tokens=3000, stream=True)
     next(iter(stream))
     stream.close()
-    assert wait_until(server.is_empty) < 2.0
+    assert wait_until(any_server.is_empty) < 2.0
 
 
-def test_timeout_of_a_whole_answer_aborts(server: RunningServer) -> None:
+def test_timeout_of_a_whole_answer_aborts(any_server: RunningServer) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
-            f"{server.url}/v1/completions",
-            json={"prompt": "One", "max_tokens": 4000},
+            f"{any_server.url}/v1/completions",
+            json={"prompt": "One", "max_tokens": 4000, **NO_EOS},
             timeout=0.3,
         )
-    assert wait_until(server.is_empty) < 2.0
+    assert wait_until(any_server.is_empty) < 2.0
 
 
-async def test_async_client_runs_many_at_once(server: RunningServer) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+async def test_async_client_runs_many_at_once(any_server: RunningServer) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{any_server.url}/v1", api_key="none") as client:
         model = (await client.models.list()).data[0].id
 
         async def ask(number: int) -> str:

@@ -54,8 +54,8 @@ async def leave(port: int, rng: random.Random) -> None:
             await writer.wait_closed()
 
 
-async def test_random_disconnects_leak_nothing(start_one: Callable[..., RunningServer]) -> None:
-    server = start_one(FakeConfig(step_s=0.002, max_num_seqs=32))
+async def test_random_disconnects_leak_nothing(start_any: Callable[..., RunningServer]) -> None:
+    server = start_any(FakeConfig(step_s=0.002, max_num_seqs=32))
     rng = random.Random(3)
     for _ in range(0, NUM_CLIENTS, 25):
         await asyncio.gather(*(leave(server.port, rng) for _ in range(25)))
@@ -71,8 +71,8 @@ async def test_random_disconnects_leak_nothing(start_one: Callable[..., RunningS
     assert "Traceback" not in log
 
 
-async def test_leaving_is_noticed_within_a_step(start_one: Callable[..., RunningServer]) -> None:
-    server = start_one(FakeConfig(step_s=0.02))
+async def test_leaving_is_noticed_within_a_step(start_any: Callable[..., RunningServer]) -> None:
+    server = start_any(FakeConfig(step_s=0.02))
     for stream in (True, False):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(

@@ -119,16 +119,21 @@ class EngineClient:
         return self.stream([request], idle_s=idle_s)
 
     async def stream(
-        self, requests: Sequence[Request], *, idle_s: float | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        idle_s: float | None = None,
+        each_step: bool = True,
     ) -> AsyncGenerator[list[SequenceDelta], None]:
         """Run requests together and yield their new deltas, in order, until all choices have finished.
 
-        With `idle_s`, an empty list is yielded when nothing came for about that long. Leaving the iteration early,
-        by break, error or cancellation, aborts what is unfinished. Raises what the engine rejected a request with
-        (InvalidRequestError, OverloadedError), UnavailableError without a running engine, and EngineDeadError when
-        the engine ends in between.
+        With `idle_s`, an empty list is yielded when nothing came for about that long. Without `each_step`, what
+        follows the first deltas comes in one piece at the end, which costs the caller less. Leaving the iteration
+        early, by break, error or cancellation, aborts what is unfinished. Raises what the engine rejected a request
+        with (InvalidRequestError, OverloadedError), UnavailableError without a running engine, and EngineDeadError
+        when the engine ends in between.
         """
-        box = Mailbox(requests, idle_s)
+        box = Mailbox(requests, idle_s, each_step=each_step)
         self._submit(box)
         try:
             while True:

@@ -21,21 +21,27 @@ class Mailbox:
     """The unread deltas of some requests, which of their choices are open, and how it ended."""
 
     __slots__ = (
+        "_each_step",
         "_idle_s",
         "_mail",
         "_open",
         "_waiter",
+        "_was_read",
         "_woken_s",
         "error",
         "pending_bytes",
         "requests",
     )
 
-    def __init__(self, requests: Iterable[Request], idle_s: float | None) -> None:
+    def __init__(
+        self, requests: Iterable[Request], idle_s: float | None, *, each_step: bool = True
+    ) -> None:
         self.requests = tuple(requests)
         self.error: NonetError | None = None
         self.pending_bytes = 0
         self._idle_s = idle_s
+        self._each_step = each_step
+        self._was_read = False
         self._mail: list[SequenceDelta] = []
         self._open = {
             (request.request_id, index)
@@ -54,7 +60,10 @@ class Mailbox:
         return bool(self._mail) or self.error is not None
 
     def put(self, delta: SequenceDelta) -> bool:
-        """Keep a delta of a choice that is still open; True when it was kept."""
+        """Keep a delta of a choice that is still open; True when the reader should look.
+
+        A reader that does not want each step is woken for the first delta and for the end.
+        """
         key = (delta.request_id, delta.index)
         if key not in self._open:
             return False
@@ -62,7 +71,7 @@ class Mailbox:
             self._open.discard(key)
         self._mail.append(delta)
         self.pending_bytes += _size(delta)
-        return True
+        return self._each_step or not self._was_read or not self._open
 
     def drop(self, request_id: str, index: int | None) -> None:
         self._open = {
@@ -88,19 +97,27 @@ class Mailbox:
 
     async def take(self) -> list[SequenceDelta]:
         """All deltas since the last call; waits when there are none. What came before an error comes first."""
-        if not self.has_mail and self._open:
+        if self._must_wait:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
         if self._mail:
+            self._was_read = True
             mail, self._mail = self._mail, []
             self.pending_bytes = 0
             return mail
         if self.error is not None:
             raise self.error
         return []
+
+    @property
+    def _must_wait(self) -> bool:
+        """Nothing to hand out now: no mail, or mail that a patient reader wants only with the rest."""
+        if not self._open or self.error is not None:
+            return False
+        return not self._mail or (not self._each_step and self._was_read)
 
     def unfinished_ids(self) -> list[str]:
         return sorted({request_id for request_id, _ in self._open})

@@ -76,6 +76,7 @@ class Generation:
             for _ in range(self._n)
         ]
         self._is_open = [True] * len(self._streams)
+        self._is_streamed = True
         self._sent_s = 0.0
         self._first_s = 0.0
         self._last_s = 0.0
@@ -89,16 +90,24 @@ class Generation:
     def request_ids(self) -> list[str]:
         return [request.request_id for request in self._requests]
 
-    async def pieces(self, idle_s: float | None = None) -> AsyncGenerator[list[ChoiceText], None]:
+    async def pieces(
+        self, idle_s: float | None = None, *, each_step: bool = True
+    ) -> AsyncGenerator[list[ChoiceText], None]:
         """New text, at most one piece per choice each time; an empty list when nothing came for `idle_s`.
 
+        Without `each_step` the pieces are few and large; stop strings, which must be seen early, overrule that.
         Leaving early aborts the requests.
         """
         metrics = self._state.metrics
+        self._is_streamed = each_step
         self._sent_s = time.monotonic()
         metrics.queue(self._sent_s - self._received_s)
         try:
-            stream = self._state.engine.stream(self._requests, idle_s=idle_s)
+            stream = self._state.engine.stream(
+                self._requests,
+                idle_s=idle_s,
+                each_step=each_step or bool(self._requests[0].params.stop),
+            )
             async with contextlib.aclosing(stream) as steps:
                 async for deltas in steps:
                     if not deltas:
@@ -167,7 +176,7 @@ class Generation:
             self._first_s = now
             metrics.ttft(now - self._received_s)
             metrics.prefill(now - self._sent_s)
-        else:
+        elif self._is_streamed:
             metrics.itl(now - self._last_s)
         self._last_s = now
 

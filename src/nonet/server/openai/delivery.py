@@ -56,7 +56,8 @@ async def send_whole(
     call: Call, generation: Generation, build: Callable[[list[ChoiceText]], dict[str, Any]]
 ) -> None:
     """One JSON object when all choices have finished."""
-    async with call.while_connected(), contextlib.aclosing(generation.pieces()) as steps:
+    pieces_at_end = generation.pieces(each_step=False)
+    async with call.while_connected(), contextlib.aclosing(pieces_at_end) as steps:
         choices = [ChoiceText(choice) for choice in range(generation.num_choices)]
         async for pieces in steps:
             for piece in pieces:
