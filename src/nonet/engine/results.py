@@ -37,7 +37,8 @@ class PendingRequest:
         used = len(delta.token_ids)
         stop_string: str | None = None
         if self._streams is not None:
-            text = self._streams[delta.index].feed(delta.token_ids, delta.finish_reason)
+            stream = self._streams[delta.index]
+            text = stream.feed(delta.token_ids, delta.finish_reason, delta.stop_token_id)
             choice.text += text.text
             used, stop_string = text.num_tokens, text.stop_string
         choice.token_ids.extend(delta.token_ids[:used])
