@@ -70,7 +70,7 @@ def resolve(
     path = config.model.model if model_path is None else model_path
     device = _device(config, machine, why)
     dtype = _dtype(config, machine, device, why)
-    kernels = _kernels(config, machine, device, dtype, why)
+    kernels = _kernels(config, spec, machine, device, dtype, why)
     weight_format = _weight_format(config, path, why)
     refuse_conflicts(
         {"device": device, "dtype": dtype, "kernels": kernels, "weight_format": weight_format}
@@ -163,10 +163,20 @@ def _dtype(config: Config, machine: Machine, device: str, why: dict[str, str]) -
     return "float32"
 
 
-def _kernels(config: Config, machine: Machine, device: str, dtype: str, why: dict[str, str]) -> str:
+def _kernels(
+    config: Config,
+    spec: ModelSpec,
+    machine: Machine,
+    device: str,
+    dtype: str,
+    why: dict[str, str],
+) -> str:
     asked = config.runtime.kernels
-    if asked == "native" and machine.native_missing is not None:
-        raise ConfigError(f"kernels is native, but {machine.native_missing}; use kernels reference")
+    no_native = machine.native_missing
+    if spec.head_dim % 16 or spec.head_dim > 256:
+        no_native = f"the native kernels need heads of a multiple of 16 up to 256, these have {spec.head_dim}"
+    if asked == "native" and no_native is not None:
+        raise ConfigError(f"kernels is native, but {no_native}; use kernels reference")
     if asked != "auto":
         return asked
     if device == "cuda":
@@ -176,8 +186,8 @@ def _kernels(config: Config, machine: Machine, device: str, dtype: str, why: dic
             else "the triton package is not installed, so plain torch it is"
         )
         return "triton" if machine.has_triton else "reference"
-    if machine.native_missing is not None:
-        why["kernels"] = machine.native_missing
+    if no_native is not None:
+        why["kernels"] = no_native
         return "reference"
     if dtype == "float16":
         why["kernels"] = "the native kernels are not written for float16"

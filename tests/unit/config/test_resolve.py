@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nonet.config.compat import CONFLICTS, refuse_conflicts
@@ -195,17 +196,44 @@ def test_blocks_stop_at_what_can_be_used() -> None:
     assert "full length" in resolved.reasons["num_blocks"]
 
 
-def test_rounded_weights_take_less() -> None:
-    dense, int8, int4 = (
-        weight_bytes(SMOLLM2, "bfloat16", kind, "") for kind in ("dense", "int8", "int4")
-    )
-    assert dense > 1.7 * int8 > 3 * int4
+def test_rounded_weights_by_hand() -> None:
+    linears, embedding = 134_479_872 - 49152 * 576, 49152 * 576
+    # codes, and 4 bytes of scale and minimum for 32 weights; the embedding keeps 8 bits
+    int8 = (linears + embedding) * 36 // 32
+    int4 = linears * 20 // 32 + embedding * 36 // 32
+    assert weight_bytes(SMOLLM2, "bfloat16", "int8", "") == int8
+    assert weight_bytes(SMOLLM2, "float32", "int4", "") == int4
 
 
-def test_native_weights_take_what_the_file_takes(tmp_path: Path) -> None:
+def test_native_weights_by_hand(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
     file = tmp_path / "m.gguf"
-    file.write_bytes(b"x" * 1000)
-    assert plan(path=str(file), weight_format="native").memory.weight_bytes == 1000
+    writer = gguf.GGUFWriter(str(file), "llama")
+    kinds = gguf.GGMLQuantizationType
+    # a row of 256 weights, in bytes of the file
+    for name, kind, row_bytes in (
+        ("four", kinds.Q4_1, 8 * 20),
+        ("five", kinds.Q5_0, 8 * 22),
+        ("six", kinds.Q6_K, 210),
+    ):
+        writer.add_tensor(name, np.zeros((3, row_bytes), np.uint8), raw_dtype=kind)
+    writer.add_tensor("dense", np.zeros((3, 256), np.float32))
+    writer.add_tensor("norm", np.zeros(256, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    each = 3 * 256
+    held = each * 20 // 32 + each * 36 // 32 + each * 20 // 16 + each * 2
+    assert plan(path=str(file), weight_format="native").memory.weight_bytes == held
+
+
+def test_heads_that_the_native_kernels_do_not_take() -> None:
+    odd = replace(SMOLLM2, head_dim=40)
+    assert plan(odd).kernels == "reference"
+    assert "these have 40" in plan(odd).reasons["kernels"]
+    with pytest.raises(ConfigError, match="these have 40; use kernels reference"):
+        plan(odd, kernels="native")
 
 
 @pytest.mark.parametrize(
