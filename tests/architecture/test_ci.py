@@ -1,0 +1,44 @@
+"""The skip check of .ci/run: it must see a skip, name its reason, and refuse what is not listed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CI = Path(__file__).parents[2] / ".ci"
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.a" name="test_one"/>
+<testcase classname="tests.a" name="test_two"><skipped type="pytest.skip" message="{reason}">x</skipped></testcase>
+<testcase classname="tests.a" name="test_xfail"><skipped type="pytest.xfail" message="known"/></testcase>
+</testsuite></testsuites>"""
+
+
+def check(report: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CI / "skips.py"), str(report), str(CI / "allowed_skips.txt")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("the packaged model gemma-3-270m is not in the cache", 0),
+        ("the packaged model smollm2 is not in the cache", 1),
+        ("could not import 'gguf': No module named 'gguf'", 1),
+    ],
+)
+def test_only_listed_reasons_pass(tmp_path: Path, reason: str, code: int) -> None:
+    report = tmp_path / "tests.xml"
+    report.write_text(REPORT.format(reason=reason))
+    ran = check(report)
+    assert ran.returncode == code
+    assert f"tests.a::test_two: {reason}" in ran.stdout
+    assert f"1 skipped, {code} for a reason" in ran.stdout
+
+
+def test_a_report_that_is_missing_fails(tmp_path: Path) -> None:
+    ran = check(tmp_path / "none.xml")
+    assert ran.returncode == 1
+    assert "did not run to their end" in ran.stdout
