@@ -66,7 +66,7 @@ def arrival_times(workload: Workload, rate: str, seed: int) -> tuple[str, list[f
     Returns the description that goes into the report, and the times.
     """
     if rate == "trace":
-        if not any(item.arrival_s for item in workload.items):
+        if "span_s" not in workload.facts:  # what traces state, even when all rows come at time 0
             raise ConfigError(f"workload {workload.name} has no times of its own; give a rate")
         return "recorded times", recorded(workload)
     if rate == "inf":

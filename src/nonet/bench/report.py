@@ -152,6 +152,10 @@ def _run_lines(run: Summary) -> list[str]:
         f"{run.requests_per_s:.2f} requests/s",
         f"{run.output_tokens_per_s:.1f} output tokens/s, {run.total_tokens_per_s:.1f} with prompt tokens",
     ]
+    if run.cached_tokens:
+        lines.append(
+            f"{run.cached_tokens} of {run.prompt_tokens} prompt tokens from the prefix cache"
+        )
     if run.goodput_rps is not None:
         lines.append(f"goodput {run.goodput_rps:.2f} requests/s within the limits")
     rows = (
