@@ -41,7 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     fake: FakeConfig = msgspec.field(default_factory=FakeConfig)
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
-    options: dict[str, str | int | float] = {}
+    options: dict[str, str | bool | int | float] = {}
 
 
 def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:

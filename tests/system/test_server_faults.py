@@ -20,7 +20,7 @@ from tests.system.test_server_disconnects import post_bytes
 
 StartOne = Callable[..., RunningServer]
 
-LONG = {"prompt": "one", "max_tokens": 3000}
+LONG = {"prompt": "one", "max_tokens": 3000, "ignore_eos": True}
 
 
 class Background:
@@ -45,8 +45,8 @@ def events(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_engine_loss_is_told_and_mended(start_one: StartOne, sent: signal.Signals) -> None:
-    server = start_one(FakeConfig(step_s=0.01))
+def test_engine_loss_is_told_and_mended(start_any: StartOne, sent: signal.Signals) -> None:
+    server = start_any(FakeConfig(step_s=0.01))
     streamed = Background(server, {**LONG, "stream": True})
     whole = Background(server, LONG)
     wait_until(lambda: server.metric("nonet_running_sequences") == 2)
@@ -59,7 +59,7 @@ def test_engine_loss_is_told_and_mended(start_one: StartOne, sent: signal.Signal
     answer = whole.result()
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
-    wait_until(server.is_ready, 10.0)
+    wait_until(server.is_ready, 60.0)
     assert server.post("/v1/completions", {**LONG, "max_tokens": 4}).status_code == 200
     assert server.metric("nonet_engine_deaths_total") == 1
 
@@ -83,8 +83,32 @@ def test_poisonous_request_is_refused_the_third_time(start_one: StartOne) -> Non
     assert server.is_ready()
 
 
-def test_sigterm_lets_running_answers_finish(start_one: StartOne) -> None:
-    server = start_one(FakeConfig(step_s=0.01), drain_s=10.0)
+def test_neighbours_of_a_poisonous_request_are_answered(start_one: StartOne) -> None:
+    """Clients retry on 503; the one request that kills the engine is refused, all others get their answer."""
+    server = start_one(FakeConfig(step_s=0.01))
+    prompts = ["DIE-NOW", *(f"good {number}" for number in range(12))]
+    statuses: dict[str, int] = {}
+
+    def insist(prompt: str) -> None:
+        body = {"prompt": prompt, "max_tokens": 20}
+        for _ in range(200):
+            status = server.post("/v1/completions", body).status_code
+            if status != 503:
+                statuses[prompt] = status
+                return
+            time.sleep(0.05)
+
+    threads = [threading.Thread(target=insist, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert statuses == {prompt: 400 if prompt == "DIE-NOW" else 200 for prompt in prompts}
+    assert server.metric("nonet_engine_deaths_total") == 2
+
+
+def test_sigterm_lets_running_answers_finish(start_any: StartOne) -> None:
+    server = start_any(FakeConfig(step_s=0.01), drain_s=10.0)
     running = [
         Background(server, {**LONG, "max_tokens": 100, "stream": i % 2 == 0}) for i in range(8)
     ]

@@ -49,6 +49,8 @@ class EngineClient:
         self._limits = supervision or Supervision()
         self._restarts = RestartPolicy(self._limits)
         self._quarantine = Quarantine(self._limits)
+        self._suspect_gate = asyncio.Lock()  # held by the one suspect that may begin
+        self._beginning: Mailbox | None = None
         self._mailboxes: dict[str, Mailbox] = {}
         self._link: EngineLink | None = None
         self._watch: HangWatch | None = None
@@ -134,15 +136,27 @@ class EngineClient:
         when the engine ends in between.
         """
         box = Mailbox(requests, idle_s, each_step=each_step)
-        self._submit(box)
+        now = time.monotonic()
+        is_suspect = any(self._quarantine.suspects(request, now) for request in requests)
+        if is_suspect:
+            await self._suspect_gate.acquire()
+            self._beginning = box
         try:
+            self._submit(box)
             while True:
                 deltas = await box.take()
+                if is_suspect and deltas:  # it began and the engine lives
+                    is_suspect = False
+                    self._beginning = None
+                    self._suspect_gate.release()
                 if deltas or not box.is_finished:
                     yield deltas
                 if box.is_finished and not box.has_mail:
                     break
         finally:
+            if is_suspect:
+                self._beginning = None
+                self._suspect_gate.release()
             self._leave(box)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -176,7 +190,8 @@ class EngineClient:
     def _leave(self, box: Mailbox) -> None:
         """The reader is done: forget the box, abort what still runs."""
         for request in box.requests:
-            self._mailboxes.pop(request.request_id, None)
+            if self._mailboxes.pop(request.request_id, None) is None:
+                return  # it was never submitted
         if box.error is None and box.is_finished:
             for request in box.requests:
                 self._quarantine.on_success(request)
@@ -214,7 +229,8 @@ class EngineClient:
 
     def _on_exit(self, code: int) -> None:
         self._is_ready = False
-        logger.error("event=engine_exit pid=%d code=%d", self.pid, code)
+        said = "" if self._failure is None else self._failure.error
+        logger.error("event=engine_exit pid=%d code=%d error=%r", self.pid, code, said)
         self._ended.set()
 
     async def _start_once(self) -> None:
@@ -301,9 +317,10 @@ class EngineClient:
         """Everything that follows from one engine's death but the restart."""
         self._is_ready = False
         self._num_deaths += 1
-        suspects = {id(box): box for box in self._mailboxes.values()}.values()
+        # A death while a suspect begins is laid to it alone.
+        blamed = [self._beginning] if self._beginning else set(self._mailboxes.values())
         self._quarantine.on_death(
-            (request for box in suspects for request in box.unfinished_requests()),
+            (request for box in blamed for request in box.unfinished_requests()),
             time.monotonic(),
         )
         self._fail_all(EngineDeadError("the engine stopped while this request was running"))

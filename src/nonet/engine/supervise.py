@@ -142,6 +142,9 @@ class RestartPolicy:
 class Quarantine:
     """Refuses a request that was in flight in several engine deaths; a request that completes is cleared.
 
+    All requests in flight at a death become suspects, the innocent too. So that a second death names the culprit, the
+    client lets suspects begin one at a time, and lays a death meanwhile to the one that begins.
+
     Bounded: the oldest suspects are forgotten first, and every suspicion after `quarantine_s`.
     """
 
@@ -162,6 +165,10 @@ class Quarantine:
     def on_success(self, request: Request) -> None:
         if self._suspects:
             self._suspects.pop(content_hash(request), None)
+
+    def suspects(self, request: Request, now: float) -> bool:
+        """Whether the request was in flight in an engine death and has not completed since."""
+        return bool(self._suspects) and self._current(content_hash(request), now)[0] > 0
 
     def refuses(self, request: Request, now: float) -> bool:
         if not self._suspects:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
@@ -23,6 +25,8 @@ from nonet.server.openai.tokenize import detokenize, tokenize
 from nonet.server.state import ServerState
 
 __all__ = ["ROUTES", "create_app"]
+
+logger = logging.getLogger("nonet.server")
 
 ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
@@ -75,11 +79,20 @@ class _Door:
         if is_probe:
             await self._inner(scope, receive, send)
             return
+        began_s = time.monotonic()
         state.active.add(call)
         try:
             await self._inner(scope, receive, send)
         finally:
             state.active.discard(call)
+            logger.info(
+                "event=call id=%s method=%s path=%r status=%d seconds=%.3f",
+                call.request_id,
+                scope["method"],
+                scope["path"][:200],
+                call.status,
+                time.monotonic() - began_s,
+            )
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -87,7 +100,7 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     answer = route_error(error.status_code, request.scope["path"])
     call: Call = request.scope["nonet.call"]
-    call.state.metrics.responded(answer.status)
+    call.began(answer.status)
     headers = {key.decode(): value.decode() for key, value in answer.headers}
     headers |= {"content-type": "application/json", "x-request-id": call.request_id}
     if error.headers:

@@ -37,7 +37,7 @@ class Call:
         self.request_id = _request_id(header(scope, b"x-request-id"))
         self._receive = receive
         self._raw_send = send
-        self._has_started = False
+        self.status = 0  # of the answer, once it has begun
 
     async def json(self, schema: type[T]) -> T:
         """The body as `schema`; the errors name the field."""
@@ -81,7 +81,7 @@ class Call:
 
     async def fail(self, error: Exception) -> None:
         """Answer with the error object, unless an answer has begun."""
-        if self._has_started:
+        if self.status:
             self.cut()
             return
         answer = answer_of(error)
@@ -107,10 +107,14 @@ class Call:
         """A block that is cancelled, quietly, when the client leaves. The body must have been read."""
         return _WhileConnected(self._receive)
 
+    def began(self, status: int) -> None:
+        """The head of the answer goes out."""
+        self.status = status
+        self.state.metrics.responded(status)
+
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._has_started = True
-            self.state.metrics.responded(message["status"])
+            self.began(message["status"])
         await self._raw_send(message)
 
     async def _body(self) -> bytes:

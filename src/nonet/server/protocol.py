@@ -23,6 +23,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head_bytes: int = 0
     _in_head: bool = True
+    _is_refused: bool = False
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,7 +55,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self._is_refused:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self._is_refused:
+            return
         super().on_message_complete()
         self._in_head = True
         self._head_bytes = 0
@@ -69,6 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(b"408 Request Timeout")
 
     def _refuse(self, status: bytes) -> None:
+        self._is_refused = True
         transport = self.transport
         if not transport.is_closing():
             transport.write(
