@@ -17,7 +17,13 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
-from nonet.kernels.triton.attention_tile import entry_offsets, fold, group_rows, visible_entries
+from nonet.kernels.triton.attention_tile import (
+    block_ids,
+    entry_offsets,
+    fold,
+    group_rows,
+    visible_entries,
+)
 
 __all__ = ["DecodeScratch", "DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
 
@@ -131,9 +137,11 @@ def _attend_few(
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
-    low, tiles = _tiles(query_start, kv_len, seqs, num_seqs, window, H // K, ROWS, TILE, HAS_WINDOW)
-    ends = tl.cumsum(tiles, 0) * K
-    everything = tl.sum(tiles, 0) * K
+    _, tiles_of = _tiles(
+        query_start, kv_len, seqs, num_seqs, window, H // K, ROWS, TILE, HAS_WINDOW
+    )
+    ends = tl.cumsum(tiles_of, 0) * K
+    everything = tl.sum(tiles_of, 0) * K
     share = tl.cdiv(everything, PROGRAMS)
     at = program * share
     stop = tl.minimum(at + share, everything)
@@ -159,13 +167,13 @@ def _attend_few(
             first_program = pair_start // share
             others = (pair_start + tiles - 1) // share - first_program
             arrived = tl.atomic_add(arrivals + seq * K + head, 1, sem="acq_rel")
-            if arrived == others:
+            whole = arrived == others
+            if whole:
                 acc, high, total = _merge(
                     partial, part_high, part_total, first_program, others + 1,
                     H // K, BLOCK_D, ROWS,
                 )  # fmt: skip
                 tl.store(arrivals + seq * K + head, 0)
-                whole = True
         if whole:
             _finish(out, query_start, seq, head, acc, total, H, K, D, BLOCK_D, ROWS)
         at = last
@@ -181,7 +189,7 @@ def _tiles(
     length = tl.load(kv_len + seq, mask=used, other=0)
     start = tl.load(query_start + seq, mask=used, other=0)
     count = tl.load(query_start + seq + 1, mask=used, other=0) - start
-    low = tl.zeros_like(length)
+    low = length * 0
     if HAS_WINDOW:
         low = tl.maximum(length - count + 1 - window, 0) // TILE
     ours = (count > 0) & (count * GROUP <= ROWS)
@@ -212,13 +220,15 @@ def _segment(
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     high = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
+    blocks = block_ids(table, tile * TILE, length, P, TILE)
     for start in range(tile * TILE, stop_tile * TILE, TILE):
-        at = entry_offsets(table, start, length, head, K, P, D, TILE)[:, None] + lane
+        place = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None] + lane
+        blocks = block_ids(table, start + TILE, length, P, TILE)
         entry = start + tl.arange(0, TILE)[:, None]
         # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
         live = (entry < length) & (entry >= oldest) & (lane < D)
-        k = tl.load(keys + at, mask=live, other=0.0)
-        v = tl.load(values + at, mask=live, other=0.0)
+        k = tl.load(keys + place, mask=live, other=0.0)
+        v = tl.load(values + place, mask=live, other=0.0)
         seen = visible_entries(position, start, window, TILE, HAS_WINDOW)
         acc, high, total = fold(
             q_tile, k, v, seen, acc, high, total, scale, softcap, True, HAS_SOFTCAP, PRECISION
@@ -247,8 +257,10 @@ def _merge(
     high = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     lane = tl.arange(0, BLOCK_D)[None, :]
+    segment = 2 * first_program + 1
     for place in range(count):
-        row = (2 * (first_program + place) + (place == 0)) * ROWS + tl.arange(0, ROWS)
+        row = segment * ROWS + tl.arange(0, ROWS)
+        segment = 2 * (first_program + place + 1)
         other_high = tl.load(part_high + row, cache_modifier=".cg")
         other_total = tl.load(part_total + row, cache_modifier=".cg")
         other = tl.load(partial + row[:, None] * BLOCK_D + lane, cache_modifier=".cg")

@@ -14,7 +14,13 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
-from nonet.kernels.triton.attention_tile import entry_offsets, fold, group_rows, visible_entries
+from nonet.kernels.triton.attention_tile import (
+    block_ids,
+    entry_offsets,
+    fold,
+    group_rows,
+    visible_entries,
+)
 
 __all__ = ["PrefillTiling", "attend_chunks", "prefill_tiling"]
 
@@ -32,9 +38,9 @@ class PrefillTiling:
 def prefill_tiling(dim: int, itemsize: int) -> PrefillTiling:
     """Measured on an H200; wider heads and elements fill the shared memory sooner."""
     if itemsize == 4:
-        return PrefillTiling(rows=64, tile=32, warps=4, stages=2)
+        return PrefillTiling(rows=32, tile=16, warps=8, stages=2)
     if dim > 128:
-        return PrefillTiling(rows=64, tile=64, warps=4, stages=2)
+        return PrefillTiling(rows=128, tile=32, warps=8, stages=3)
     return PrefillTiling(rows=128, tile=64, warps=8, stages=3)
 
 
@@ -151,8 +157,10 @@ def _walk(
         oldest = tl.maximum(lowest - window + 1, 0)
         whole = oldest // TILE * TILE
     else:
+        blocks = block_ids(table, 0, stop, P, TILE)
         for start in range(0, whole, TILE):
-            at = entry_offsets(table, start, stop, head, K, P, D, TILE)[:, None] + lane
+            at = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None] + lane
+            blocks = block_ids(table, start + TILE, stop, P, TILE)
             if BLOCK_D == D:
                 k = tl.load(keys + at)
                 v = tl.load(values + at)
@@ -162,8 +170,10 @@ def _walk(
             acc, high, total = fold(
                 q_tile, k, v, wide, acc, high, total, scale, softcap, False, HAS_SOFTCAP, PRECISION
             )
+    blocks = block_ids(table, whole, stop, P, TILE)
     for start in range(whole, stop, TILE):
-        at = entry_offsets(table, start, stop, head, K, P, D, TILE)[:, None] + lane
+        at = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None] + lane
+        blocks = block_ids(table, start + TILE, stop, P, TILE)
         entry = start + tl.arange(0, TILE)[:, None]
         # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
         live = (entry < stop) & (entry >= oldest) & wide

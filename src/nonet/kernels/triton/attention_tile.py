@@ -10,26 +10,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["LOG2_E", "entry_offsets", "fold", "group_rows", "visible_entries"]
+__all__ = ["LOG2_E", "block_ids", "entry_offsets", "fold", "group_rows", "visible_entries"]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def entry_offsets(
-    table, start, stop, head, K: tl.constexpr, P: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr
-):
-    """Element offsets [TILE] in a cache [blocks, K, P, D] of a sequence's entries from `start` on.
+def block_ids(table, start, stop, P: tl.constexpr, TILE: tl.constexpr):
+    """Blocks of a sequence's entries from `start` on, a multiple of TILE: one where a block holds the tile, else [TILE].
 
-    `start` is a multiple of TILE. Entries from `stop` on get an address in the null block.
+    Loops load them one tile ahead: the compiler then need not wait for them before it asks for keys. Entries from
+    `stop` on are said to be in the null block.
     """
+    entry = start
+    if P % TILE != 0:
+        entry += tl.arange(0, TILE)
+    return tl.load(table + entry // P, mask=entry < stop, other=0)
+
+
+@triton.jit
+def entry_offsets(
+    blocks, start, head, K: tl.constexpr, P: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr
+):
+    """Element offsets [TILE] in a cache [blocks, K, P, D] of the entries from `start` on."""
     entry = tl.arange(0, TILE)
-    if P % TILE == 0:
-        block = tl.load(table + start // P).to(tl.int64)
-        return (block * K + head) * (P * D) + (start % P + entry) * D
-    entry += start
-    blocks = tl.load(table + entry // P, mask=entry < stop, other=0).to(tl.int64)
-    return (blocks * K + head) * (P * D) + (entry % P) * D
+    within = start % P + entry
+    if P % TILE != 0:
+        within = (start + entry) % P
+    return (blocks.to(tl.int64) * K + head) * (P * D) + within * D
 
 
 @triton.jit

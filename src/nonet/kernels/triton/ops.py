@@ -52,7 +52,7 @@ class TritonOps:
         self.dtype = dtype
         self.device = device
         self.threads = threads  # the device does the work
-        self._attention = PagedAttention(device, _multiprocessors(device))
+        self.paged_attention = PagedAttention(device, _multiprocessors(device))
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
@@ -105,7 +105,7 @@ class TritonOps:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        return self._attention(
+        return self.paged_attention(
             q, layout, cache, inputs, scale=scale, window=window, softcap=softcap
         )
 

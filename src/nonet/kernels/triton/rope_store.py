@@ -105,7 +105,7 @@ def _rope_store(
 
 @triton.jit
 def _norm(first, second, weight, mine, lane, eps, like, D: tl.constexpr):
-    """RMSNorm of the heads that are `mine`; rounded to the dtype of the values, as if it were an operation of its own."""
+    """RMSNorm of the heads that are `mine`, rounded as if it were an operation of its own."""
     mean = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D
     scale = tl.rsqrt(mean + eps)[:, None]
     w_first = tl.load(weight + lane, mask=lane < D // 2, other=0.0)[None, :]
