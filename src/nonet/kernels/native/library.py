@@ -19,6 +19,7 @@ __all__ = [
     "EmbedArgs",
     "GatedArgs",
     "GatherArgs",
+    "GroupwiseWeight",
     "Library",
     "LinearArgs",
     "NormArgs",
@@ -50,8 +51,21 @@ class DenseWeight(ctypes.Structure):
         ("columns", _int64),
         ("depth", _int64),
         ("steps", _int64),
-        ("element", _int32),
-        ("scratch_bytes", _int32),
+    ]
+
+
+class GroupwiseWeight(ctypes.Structure):
+    _fields_ = [
+        ("records", _pointer),
+        ("bias", _pointer),
+        ("columns", _int64),
+        ("depth", _int64),
+        ("group", _int32),
+        ("bits", _int32),
+        ("zero", _int32),
+        ("has_minimum", _int32),
+        ("is_half", _int32),
+        ("record_bytes", _int32),
     ]
 
 
@@ -62,6 +76,7 @@ class LinearArgs(ctypes.Structure):
         ("weight", _pointer),
         ("rows", Rows),
         ("softcap", _float),
+        ("gate", _int32),
     ]
 
 
@@ -93,7 +108,7 @@ class GatedArgs(ctypes.Structure):
         ("out", _pointer),
         ("rows", Rows),
         ("columns", _int32),
-        ("activation", _int32),
+        ("gate", _int32),
     ]
 
 
@@ -157,8 +172,14 @@ class Op(ctypes.Structure):
 
 
 _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
-    "linear_dense": LinearArgs,
-    "embed_dense": EmbedArgs,
+    "linear_float32": LinearArgs,
+    "linear_bfloat16": LinearArgs,
+    "linear_int8": LinearArgs,
+    "linear_groupwise_float32": LinearArgs,
+    "linear_groupwise_bfloat16": LinearArgs,
+    "embed_float32": EmbedArgs,
+    "embed_bfloat16": EmbedArgs,
+    "embed_groupwise": EmbedArgs,
     "norm": NormArgs,
     "gated": GatedArgs,
     "gather_rows": GatherArgs,
@@ -180,6 +201,7 @@ class Library:
         self._declare()
         self.address_of = self._read_kernels()
         self.attention_scratch_bytes: int = self._lib.nonet_attention_scratch_bytes()
+        self.product_scratch_bytes: int = self._lib.nonet_product_scratch_bytes()
         self._teams: dict[tuple[int, int], int] = {}
 
     def team(self, threads: int) -> int:
@@ -215,6 +237,7 @@ class Library:
         lib.nonet_team_create.argtypes = [ctypes.c_int]
         lib.nonet_team_create.restype = _pointer
         lib.nonet_attention_scratch_bytes.restype = _int64
+        lib.nonet_product_scratch_bytes.restype = _int64
         lib.nonet_run.argtypes = [
             _pointer, _pointer, ctypes.c_int, _pointer, _int64, _int64, _pointer,
         ]  # fmt: skip

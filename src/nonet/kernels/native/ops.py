@@ -27,7 +27,7 @@ from nonet.kernels.native.library import (
     load_library,
 )
 from nonet.kernels.native.memory import HugePages
-from nonet.kernels.native.packing import NativeWeight, pack_dense
+from nonet.kernels.native.packing import NativeWeight, pack_dense, pack_groupwise
 from nonet.kernels.native.recording import NativeRecording, RowKind, Tape
 from nonet.kernels.ops import (
     Activation,
@@ -42,7 +42,8 @@ __all__ = ["NativeOps"]
 
 # Room for partial results when few sequences share out a long context (csrc/attention.cpp).
 _SHARED_BYTES = 8 << 20
-_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
+_OWN_ROWS = 4  # kOwnRows of csrc/product.h: rows that a thread may round in its own scratch
+_GATES: dict[Activation, int] = {"silu": 1, "gelu_tanh": 2}  # Gate of csrc/linear.h
 
 
 class NativeOps:
@@ -55,7 +56,11 @@ class NativeOps:
 
     name = "native"
 
-    def __init__(self, dtype: torch.dtype, threads: int) -> None:
+    def __init__(
+        self, dtype: torch.dtype, threads: int, *, int8_activations: bool | None = None
+    ) -> None:
+        """Groupwise weights meet activations rounded to int8 per group, or, when `int8_activations` is false, in
+        `dtype`; by default int8 with bfloat16 and exact with float32."""
         if dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(
                 f"the native kernels hold weights in float32 or bfloat16, not {dtype}; set dtype to one of them"
@@ -65,6 +70,7 @@ class NativeOps:
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.threads = threads
+        self._int8 = dtype == torch.bfloat16 if int8_activations is None else int8_activations
         self._library = load_library()
         self._pages = HugePages()
         self._tape: Tape | None = None
@@ -85,9 +91,14 @@ class NativeOps:
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
     ) -> NativeWeight:
-        dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
-        packed = pack_dense(dense, bias, self.dtype, self._pages)
-        self._scratch_bytes = max(self._scratch_bytes, packed.scratch_bytes)
+        packed = None
+        if isinstance(weight, GroupwiseTensor):
+            packed = pack_groupwise(weight, bias, self.dtype, self._int8, self._pages)
+        if packed is None:
+            dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
+            packed = pack_dense(dense, bias, self.dtype, self._pages)
+        needed = _OWN_ROWS * packed.row_bytes + self._library.product_scratch_bytes
+        self._scratch_bytes = max(self._scratch_bytes, needed)
         return packed
 
     def linear(self, x: torch.Tensor, weight: NativeWeight) -> torch.Tensor:
@@ -101,7 +112,7 @@ class NativeOps:
         args = EmbedArgs(
             _indices(token_ids), out.data_ptr(), table.address, self._rows(token_ids), scale
         )
-        self._emit("embed", f"embed_{table.kernel}", args, token_ids, table)
+        self._emit("embed", table.embed_kernel, args, token_ids, table)
         return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -116,7 +127,7 @@ class NativeOps:
         columns = gate_up.shape[1] // 2
         out = self._empty(gate_up, columns)
         args = GatedArgs(
-            _floats(gate_up), out.data_ptr(), self._rows(gate_up), columns, _ACTIVATIONS[activation]
+            _floats(gate_up), out.data_ptr(), self._rows(gate_up), columns, _GATES[activation]
         )
         self._emit("gated", "gated", args, gate_up)
         return out
@@ -241,7 +252,7 @@ class NativeOps:
         self._shared_bytes = max(self._shared_bytes, x.shape[0] * weight.row_bytes)
         out = self._empty(x, weight.num_outputs)
         args = LinearArgs(_floats(x), out.data_ptr(), weight.address, self._rows(x), softcap or 0.0)
-        self._emit(label, f"linear_{weight.kernel}", args, x, weight)
+        self._emit(label, weight.linear_kernel, args, x, weight)
         return out
 
     def _norm(

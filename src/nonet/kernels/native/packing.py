@@ -1,4 +1,4 @@
-"""Weights in the layouts that the native kernels stream."""
+"""Weights in the layouts that the native kernels stream (csrc/linear.h)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from nonet.kernels.native.library import DenseWeight
+from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.native.library import DenseWeight, GroupwiseWeight
 from nonet.kernels.native.memory import HugePages
 
-__all__ = ["NativeWeight", "pack_dense"]
+__all__ = ["NativeWeight", "pack_dense", "pack_groupwise"]
 
 _PANEL = 16
-_ROW_UNITS = 304  # kRowUnits of csrc/linear_dense.cpp
-_CHUNK_ROWS = 64  # kMaxChunkRows of csrc/linear_dense.cpp
-_OWN_ROWS = 4  # kOwnRows of csrc/linear_dense.cpp
+_DENSE_ROW_UNITS = (
+    304  # kDenseRowUnits of csrc/dense_tile.h: units of a block, and between two rounded rows
+)
+_INT8_UNITS, _INT8_ROW_UNITS = 304, 464  # kUnits and kInt8RowUnits of csrc/groupwise_int8.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,11 @@ class NativeWeight:
 
     num_outputs: int
     num_inputs: int
-    kernel: str  # "dense" | "groupwise": suffix of the operations that read it
+    linear_kernel: str
+    embed_kernel: str
     struct: ctypes.Structure
     tensors: tuple[torch.Tensor, ...]
-    scratch_bytes: int  # that each thread needs to multiply by it
-    row_bytes: int  # of the scratch that all threads share, for each row multiplied
+    row_bytes: int  # of one row of activations, rounded for this weight
 
     @property
     def address(self) -> int:
@@ -38,8 +40,9 @@ class NativeWeight:
 def pack_dense(
     weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, pages: HugePages
 ) -> NativeWeight:
-    """[N, K] to panels of 16 outputs, [ceil(N / 16)][K / per_unit][16][per_unit] (csrc/linear.h)."""
+    """[N, K] to panels of 16 outputs, [ceil(N / 16)][K / per_unit][16][per_unit]."""
     outputs, inputs = weight.shape
+    name = "bfloat16" if dtype == torch.bfloat16 else "float32"
     per_unit = 2 if dtype == torch.bfloat16 else 1
     panels, steps = -(-outputs // _PANEL), -(-inputs // per_unit)
     units = pages.allocate((panels, steps, _PANEL, per_unit), dtype)
@@ -52,19 +55,118 @@ def pack_dense(
     if whole < panels:
         rest = source[whole * _PANEL :]
         units[whole, :, : len(rest)] = rest.transpose(0, 1)
-    padded_bias = pages.allocate((panels * _PANEL,), torch.float32)
-    if bias is not None:
-        padded_bias[:outputs] = bias.float()
-    row_bytes = -(-steps // _ROW_UNITS) * _ROW_UNITS * 4
+    padded_bias = _pad_bias(bias, panels, pages)
     struct = DenseWeight(
         units=units.data_ptr(),
         bias=padded_bias.data_ptr(),
         columns=outputs,
         depth=inputs,
         steps=steps,
-        element=1 if dtype == torch.bfloat16 else 0,
-        scratch_bytes=_OWN_ROWS * row_bytes + _CHUNK_ROWS * 3 * _PANEL * 4,
     )
     return NativeWeight(
-        outputs, inputs, "dense", struct, (units, padded_bias), struct.scratch_bytes, row_bytes
+        num_outputs=outputs,
+        num_inputs=inputs,
+        linear_kernel=f"linear_{name}",
+        embed_kernel=f"embed_{name}",
+        struct=struct,
+        tensors=(units, padded_bias),
+        row_bytes=_row_bytes(steps, 1, _DENSE_ROW_UNITS, _DENSE_ROW_UNITS),
     )
+
+
+def pack_groupwise(
+    weight: GroupwiseTensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    int8_activations: bool,
+    pages: HugePages,
+) -> NativeWeight | None:
+    """Codes, scales and minimums as one stream of records; None for groups that the layout cannot hold."""
+    outputs, inputs = weight.shape
+    group, bits = weight.group, weight.bits
+    if bits not in (4, 8) or group % 16 or not 16 <= group <= 256:
+        return None
+    panels, groups = -(-outputs // _PANEL), inputs // group
+    zero = _zero_point(weight)
+    numbers = [weight.scale] if zero is not None else [weight.scale, weight.minimum]
+    is_half = all(torch.equal(values.half().float(), values) for values in numbers)
+    parts = [_code_bytes(weight, panels)]
+    for values in numbers:
+        padded = _pad_rows(values.half() if is_half else values, panels)
+        ordered = padded.view(panels, _PANEL, groups).transpose(1, 2).contiguous()
+        parts.append(ordered.view(torch.uint8))
+    record_bytes = sum(part.shape[-1] for part in parts)
+    records = pages.allocate((panels, groups, record_bytes), torch.uint8)
+    torch.cat(parts, dim=-1, out=records)
+    padded_bias = _pad_bias(bias, panels, pages)
+    struct = GroupwiseWeight(
+        records=records.data_ptr(),
+        bias=padded_bias.data_ptr(),
+        columns=outputs,
+        depth=inputs,
+        group=group,
+        bits=bits,
+        zero=zero or 0,
+        has_minimum=zero is None,
+        is_half=is_half,
+        record_bytes=record_bytes,
+    )
+    if int8_activations:
+        kernel = "linear_int8"
+        row_bytes = _row_bytes(inputs // 4, group // 4, _INT8_UNITS, _INT8_ROW_UNITS)
+    else:
+        per_unit = 2 if dtype == torch.bfloat16 else 1
+        kernel = f"linear_groupwise_{'bfloat16' if per_unit == 2 else 'float32'}"
+        row_bytes = _row_bytes(
+            inputs // per_unit, group // per_unit, _DENSE_ROW_UNITS, _DENSE_ROW_UNITS
+        )
+    return NativeWeight(
+        num_outputs=outputs,
+        num_inputs=inputs,
+        linear_kernel=kernel,
+        embed_kernel="embed_groupwise",
+        struct=struct,
+        tensors=(records, padded_bias),
+        row_bytes=row_bytes,
+    )
+
+
+def _code_bytes(weight: GroupwiseTensor, panels: int) -> torch.Tensor:
+    """uint8 [panels, groups, bytes]: [group / 4][16][4] codes; of 4 bits, two halves of the steps share bytes."""
+    groups, steps = weight.shape[1] // weight.group, weight.group // 4
+    codes = _pad_rows(weight.codes, panels).view(panels, _PANEL, groups, steps, 4)
+    codes = codes.permute(0, 2, 3, 1, 4)
+    if weight.bits == 4:
+        codes = codes[:, :, : steps // 2] | codes[:, :, steps // 2 :] << 4
+    return codes.reshape(panels, groups, -1)
+
+
+def _zero_point(weight: GroupwiseTensor) -> int | None:
+    """z when minimum = -z * scale everywhere, bit for bit."""
+    used = weight.scale != 0
+    if not used.any():
+        return 0 if not weight.minimum.any() else None
+    first = used.flatten().nonzero()[0]
+    ratio = -weight.minimum.flatten()[first] / weight.scale.flatten()[first]
+    zero = round(float(ratio)) if ratio.isfinite() else -1
+    if not 0 <= zero <= 255:
+        return None
+    return zero if torch.equal(weight.minimum, weight.scale * -zero) else None
+
+
+def _pad_rows(values: torch.Tensor, panels: int) -> torch.Tensor:
+    missing = panels * _PANEL - values.shape[0]
+    return torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing else values
+
+
+def _pad_bias(bias: torch.Tensor | None, panels: int, pages: HugePages) -> torch.Tensor:
+    padded = pages.allocate((panels * _PANEL,), torch.float32)
+    if bias is not None:
+        padded[: bias.shape[0]] = bias.float()
+    return padded
+
+
+def _row_bytes(units: int, granule: int, block_units: int, row_units: int) -> int:
+    """A rounded row: blocks of whole granules of at most `block_units` units, each `row_units` long."""
+    granules = -(-units // granule)
+    return max(1, -(-granules // (block_units // granule))) * row_units * 4

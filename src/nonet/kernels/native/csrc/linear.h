@@ -1,6 +1,7 @@
-// A linear layer's weight and the operations on it, dense.
+// Linear layers: weights, arguments, and the cut of a product into work items.
 #pragma once
 
+#include "simd.h"
 #include "team.h"
 
 namespace nonet {
@@ -13,16 +14,34 @@ struct DenseWeight {
   int64_t columns;    // N
   int64_t depth;      // K
   int64_t steps;      // units along K
-  int32_t element;    // Element
-  int32_t scratch_bytes;  // of each thread
 };
 
+// Weight [N, K] as codes with a scale, and perhaps a minimum, for each group along K (kernels/groupwise.py). Panels of
+// 16 rows; for each panel and group one record of `record_bytes`: codes, 16 scales, 16 minimums.
+// Codes of 8 bits: [group / 4][16][4]. Codes of 4 bits: [group / 8][16][4], where the low half of byte (s, n, k) is the
+// code of step s and the high half that of step s + group / 8; a step is four neighbours along K.
+struct GroupwiseWeight {
+  const uint8_t* records;
+  const float* bias;
+  int64_t columns;
+  int64_t depth;
+  int32_t group;
+  int32_t bits;
+  int32_t zero;         // without minimums: w = scale * (code - zero)
+  int32_t has_minimum;  // w = scale * code + minimum
+  int32_t is_half;      // scales and minimums are float16, not float32
+  int32_t record_bytes;
+};
+
+enum class Gate : int32_t { kNone = 0, kSilu = 1, kGeluTanh = 2 };
+
 struct LinearArgs {
-  const float* x;  // [rows, K]
+  const float* x;  // [rows, K]; with a gate [rows, 2 K]: activation(first half) * second half is multiplied
   float* out;      // [rows, N]
   const void* weight;
   Rows rows;
   float softcap;  // 0: none; else out = softcap * tanh(out / softcap)
+  Gate gate;
 };
 
 struct EmbedArgs {
@@ -33,7 +52,13 @@ struct EmbedArgs {
   float scale;
 };
 
-extern const Kernel kLinearDense, kEmbedDense;
+extern const Kernel kLinearFloat32, kLinearBfloat16;
+extern const Kernel kLinearInt8;
+extern const Kernel kLinearGroupwiseFloat32, kLinearGroupwiseBfloat16;
+extern const Kernel kEmbedFloat32, kEmbedBfloat16, kEmbedGroupwise;
+
+// What each thread needs at the end of its scratch, whatever the weight.
+constexpr int64_t kProductScratchBytes = 128 << 10;
 
 // out = softcap * tanh(out / softcap) over a [rows, columns] corner.
 void soft_cap(float* out, int64_t stride, int rows, int columns, float softcap);

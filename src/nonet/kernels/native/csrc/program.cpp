@@ -14,8 +14,19 @@ using nonet::Team;
 namespace {
 
 const Kernel* const kKernels[] = {
-    &nonet::kLinearDense, &nonet::kEmbedDense, &nonet::kNorm,      &nonet::kGated,
-    &nonet::kGatherRows,  &nonet::kRopeStore,  &nonet::kAttention,
+    &nonet::kLinearFloat32,
+    &nonet::kLinearBfloat16,
+    &nonet::kLinearInt8,
+    &nonet::kLinearGroupwiseFloat32,
+    &nonet::kLinearGroupwiseBfloat16,
+    &nonet::kEmbedFloat32,
+    &nonet::kEmbedBfloat16,
+    &nonet::kEmbedGroupwise,
+    &nonet::kNorm,
+    &nonet::kGated,
+    &nonet::kGatherRows,
+    &nonet::kRopeStore,
+    &nonet::kAttention,
 };
 
 }  // namespace
@@ -41,7 +52,9 @@ void* nonet_team_create(int threads) {
 
 void nonet_team_destroy(void* team) { delete static_cast<Team*>(team); }
 
+// Scratch that each thread needs for any attention, and for any product besides the rows it rounds.
 int64_t nonet_attention_scratch_bytes() { return sizeof(nonet::Workspace); }
+int64_t nonet_product_scratch_bytes() { return nonet::kProductScratchBytes; }
 
 // 0, or -1 when memory for the scratch ran out.
 int nonet_run(void* team, const Op* ops, int count, const int32_t* dims, int64_t scratch_bytes, int64_t shared_bytes,

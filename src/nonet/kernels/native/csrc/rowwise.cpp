@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "activation.h"
 #include "cache.h"
 #include "simd.h"
 
@@ -46,22 +47,6 @@ void add_row(const float* x, float* to, int columns) {
   int i = 0;
   for (; i + kLanes <= columns; i += kLanes) store(to + i, load_f32(to + i) + load_f32(x + i));
   for (; i < columns; ++i) to[i] += x[i];
-}
-
-f32x16 activate(f32x16 v, int activation) {
-  if (activation == 0) return v / (1.0f + exp(-v));
-  const float root = 0.7978845608028654f;  // sqrt(2 / pi)
-  return 0.5f * v * (1.0f + tanh(root * (v + 0.044715f * v * v * v)));
-}
-
-__attribute__((noinline)) void gate(const float* gate, const float* up, float* out, int count, int activation) {
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    store(out + i, activate(load_f32(gate + i), activation) * load_f32(up + i));
-  if (i < count) {
-    f32x16 v = activate(load_partial(gate + i, count - i), activation) * load_partial(up + i, count - i);
-    store_partial(out + i, v, count - i);
-  }
 }
 
 // Element i turns with element i + dim / 2; `x` may be `out`.
@@ -156,8 +141,8 @@ void gated_run(const void* raw, int, int item, Context&) {
   const int64_t row = item / pieces;
   const int first = item % pieces * kGatedColumns, last = std::min(args.columns, first + kGatedColumns);
   const float* from = args.gate_up + row * 2 * args.columns;
-  gate(from + first, from + args.columns + first, args.out + row * args.columns + first, last - first,
-       args.activation);
+  gate_row((Gate)args.gate, from + first, from + args.columns + first, args.out + row * args.columns + first,
+           last - first);
 }
 
 int gather_items(const void* raw, int, const Context& context) {

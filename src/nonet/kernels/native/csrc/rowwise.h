@@ -20,7 +20,7 @@ struct GatedArgs {
   float* out;            // [rows, columns]
   Rows rows;
   int32_t columns;
-  int32_t activation;  // 0 silu, 1 gelu_tanh
+  int32_t gate;  // Gate
 };
 
 struct GatherArgs {

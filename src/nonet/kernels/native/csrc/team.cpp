@@ -137,6 +137,7 @@ void Team::reserve(size_t scratch_bytes, size_t shared_bytes) {
   if (!scratch_) throw std::bad_alloc();
   for (int i = 0; i < threads_; ++i) {
     contexts_[i].scratch = scratch_ + scratch_bytes_ * i;
+    contexts_[i].scratch_end = scratch_ + scratch_bytes_ * (i + 1);
     contexts_[i].shared_scratch = scratch_ + scratch_bytes_ * threads_;
     contexts_[i].shared_bytes = shared_bytes_;
   }

@@ -26,7 +26,8 @@ struct Rows {
 struct alignas(64) Context {
   const int32_t* dims;  // tokens, sequences, sampled rows
   int threads;
-  char* scratch;         // this thread's own, 64-byte aligned
+  char* scratch;         // this thread's own, page aligned
+  char* scratch_end;
   char* shared_scratch;  // one for the team
   size_t shared_bytes;
   uint64_t stage_id;  // unique; 0 is none
