@@ -5,6 +5,7 @@ Usage: python .ci/skips.py JUNIT_XML ALLOWED. A line of ALLOWED is a reason as p
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,13 +30,17 @@ def read_allowed(file: Path) -> frozenset[str]:
 
 
 def read_skips(report: Path) -> list[tuple[str, str]]:
-    """(test, reason) of each skip; expected failures are not skips."""
+    """(test or module, reason) of each skip; expected failures are not skips."""
     found = []
     for case in ElementTree.parse(report).iter("testcase"):
+        name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
         for skip in case.iter("skipped"):
-            if skip.get("type") == "pytest.skip":
-                name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
-                found.append((name, (skip.get("message") or "").removeprefix("Skipped: ")))
+            reason = skip.get("message") or ""
+            if reason == "collection skipped":  # a whole module: its text is (file, line, reason)
+                reason = ast.literal_eval(skip.text or "")[2]
+            elif skip.get("type") != "pytest.skip":
+                continue
+            found.append((name, reason.removeprefix("Skipped: ")))
     return found
 
 

@@ -38,6 +38,32 @@ def test_only_listed_reasons_pass(tmp_path: Path, reason: str, code: int) -> Non
     assert f"1 skipped, {code} for a reason" in ran.stdout
 
 
+def test_a_real_report_with_a_test_and_a_module_skipped(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text(
+        "import pytest\n\ndef test():\n    pytest.skip('tired')\n"
+    )
+    (tmp_path / "test_all.py").write_text(
+        "import pytest\n\npytest.importorskip('no_such', reason='gone')\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--junitxml=out.xml",
+        ".",
+    ]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    ran = check(tmp_path / "out.xml")
+    assert ran.returncode == 1
+    assert "SKIP NOT ALLOWED" in ran.stdout
+    assert "::test: tired" in ran.stdout
+    assert "test_all: gone" in ran.stdout
+    assert "2 skipped, 2 for a reason" in ran.stdout
+
+
 def test_a_report_that_is_missing_fails(tmp_path: Path) -> None:
     ran = check(tmp_path / "none.xml")
     assert ran.returncode == 1
