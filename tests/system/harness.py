@@ -59,7 +59,7 @@ class RunningServer:
         return httpx.get(self.url + path, headers=headers, timeout=10)
 
     def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=30)
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=60)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples, whatever their labels."""

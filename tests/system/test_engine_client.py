@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -190,7 +191,7 @@ from nonet.engine.client import EngineClient
 async def main():
     client = EngineClient(fake_launch(FakeConfig()))
     await client.start()
-    print(client.pid, flush=True)
+    print(client.pid, client.folder, flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -203,6 +204,8 @@ async def test_engine_leaves_when_its_parent_is_killed() -> None:
     )
     with parent:
         assert parent.stdout is not None
-        engine_pid = int(parent.stdout.readline())
+        engine_pid, folder = parent.stdout.readline().split()
+        assert Path(folder).is_dir()
         parent.kill()
-    assert await until(lambda: not psutil.pid_exists(engine_pid)) < 2.0
+    assert await until(lambda: not psutil.pid_exists(int(engine_pid))) < 2.0
+    assert not Path(folder).exists()

@@ -32,7 +32,7 @@ class Background:
         self._thread.start()
 
     def result(self) -> httpx.Response:
-        self._thread.join(20)
+        self._thread.join(60)
         assert self.answer is not None
         return self.answer
 
@@ -108,7 +108,7 @@ def test_neighbours_of_a_poisonous_request_are_answered(start_one: StartOne) -> 
 
 
 def test_sigterm_lets_running_answers_finish(start_any: StartOne) -> None:
-    server = start_any(FakeConfig(step_s=0.01), drain_s=10.0)
+    server = start_any(FakeConfig(step_s=0.01), drain_s=60.0)
     running = [
         Background(server, {**LONG, "max_tokens": 100, "stream": i % 2 == 0}) for i in range(8)
     ]

@@ -93,6 +93,11 @@ class EngineClient:
         """The engine's process id, 0 while there is none."""
         return self._link.pid if self._link is not None else 0
 
+    @property
+    def folder(self) -> str:
+        """The private directory of the engine's socket, "" while there is none."""
+        return self._link.folder if self._link is not None else ""
+
     async def start(self) -> None:
         """Start the engine and wait until it takes requests. ConfigError when it says that the user must mend
         something, EngineDeadError when it ends or takes longer than the limit; neither is tried again."""

@@ -61,6 +61,11 @@ class EngineLink:
     def pid(self) -> int:
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def folder(self) -> str:
+        """Where the socket is; "" before start and after close."""
+        return self._folder
+
     async def start(self, launch: EngineLaunch) -> None:
         """Bind the socket and start the process; it says Ready or Failed later."""
         self._folder = _private_folder()

@@ -11,6 +11,7 @@ import gc
 import importlib
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -86,7 +87,12 @@ def main(launch_path: str) -> int:
     """Build the engine named in the launch file and run it; the exit code says how it ended."""
     launch = msgspec.json.decode(Path(launch_path).read_bytes(), type=Launch)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(message)s")
-    threading.Thread(target=_leave_when_orphaned, name="orphan-watch", daemon=True).start()
+    threading.Thread(
+        target=_leave_when_orphaned,
+        args=(Path(launch_path).parent,),
+        name="orphan-watch",
+        daemon=True,
+    ).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.SNDHWM, 0)
@@ -204,10 +210,11 @@ def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def _leave_when_orphaned() -> None:
-    """The server holds the other end of standard input and never writes to it."""
+def _leave_when_orphaned(folder: Path) -> None:
+    """The server holds the other end of standard input and never writes to it; `folder` was its to remove."""
     while os.read(0, 4096):
         pass
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(EXIT_ORPHANED)
 
 
