@@ -48,6 +48,7 @@ TORCH_FREE = [
 CATALOGUES = [
     "nonet.kernels:KERNELS",
     "nonet.models.registry:FAMILIES",
+    "nonet.quant.checkpoints:CHECKPOINT_FORMATS",
     "nonet.quant.formats:WEIGHT_FORMATS",
     "nonet.scheduler.policy:POLICIES",
 ]

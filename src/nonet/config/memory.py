@@ -25,10 +25,13 @@ LOGIT_COPIES = 4
 
 def weight_bytes(spec: ModelSpec, dtype: str, weight_format: str, model_path: str) -> int:
     """Weights as held in memory, norms and biases left out."""
-    if weight_format == "native":
+    if weight_format == "native" and spec.code_bits is None:
         return _native_bytes(model_path, DTYPE_BYTES[dtype])
     embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
     linears = spec.num_parameters - embeddings
+    if weight_format == "native":  # published quantised checkpoints leave embeddings as they were
+        codes = FOUR_BITS if spec.code_bits == 4 else EIGHT_BITS
+        return int(linears * codes + embeddings * DTYPE_BYTES[dtype])
     if weight_format == "int4":
         return int(linears * FOUR_BITS + embeddings * EIGHT_BITS)
     each = EIGHT_BITS if weight_format == "int8" else DTYPE_BYTES[dtype]

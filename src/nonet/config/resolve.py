@@ -71,7 +71,7 @@ def resolve(
     device = _device(config, machine, why)
     dtype = _dtype(config, machine, device, why)
     kernels = _kernels(config, spec, machine, device, dtype, why)
-    weight_format = _weight_format(config, path, why)
+    weight_format = _weight_format(config, spec, path, why)
     refuse_conflicts(
         {"device": device, "dtype": dtype, "kernels": kernels, "weight_format": weight_format}
     )
@@ -196,12 +196,13 @@ def _kernels(
     return "native"
 
 
-def _weight_format(config: Config, path: str, why: dict[str, str]) -> str:
+def _weight_format(config: Config, spec: ModelSpec, path: str, why: dict[str, str]) -> str:
     asked = config.model.weight_format
+    has_codes = path.endswith(".gguf") or spec.code_bits is not None
     if asked == "auto":
         why["weight_format"] = "every weight in dtype, nothing rounded further"
         return "dense"
-    if asked == "native" and (config.model.dummy_weights or not path.endswith(".gguf")):
+    if asked == "native" and (config.model.dummy_weights or not has_codes):
         raise ConfigError(
             f"weight_format is native, but {path!r} is no GGUF file and holds no block formats; "
             "use dense, int8 or int4"

@@ -87,6 +87,7 @@ class ModelSpec:
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"  # as stored
+    code_bits: int | None = None  # of a checkpoint whose weights are integer codes
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     @property

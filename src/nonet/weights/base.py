@@ -19,7 +19,7 @@ __all__ = ["WeightSource"]
 class WeightSource(Protocol):
     """Read-only tensors by name. Nothing is kept after `close`; tensors handed out stay valid."""
 
-    format: str  # "safetensors", "gguf" or "dummy"
+    format: str  # "safetensors", "safetensors, gptq", "gguf", "dummy"
 
     def names(self) -> Sequence[str]:
         """All tensor names, Hugging Face spelling."""

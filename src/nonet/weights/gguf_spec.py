@@ -11,9 +11,9 @@ import struct
 from typing import Literal
 
 from nonet.core.errors import ModelFileError, UnsupportedModelError
+from nonet.core.fields import Fields
 from nonet.core.gguf import GGUFFile
 from nonet.core.model_spec import Family, GenerationDefaults, ModelSpec, RopeScaling, RopeSpec
-from nonet.weights.fields import Fields
 
 __all__ = ["gguf_spec"]
 

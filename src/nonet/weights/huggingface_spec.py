@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal, cast
 
 from nonet.core.errors import ModelFileError, UnsupportedModelError
+from nonet.core.fields import Fields
 from nonet.core.limits import LIMITS
 from nonet.core.model_spec import Family, GenerationDefaults, ModelSpec, RopeScaling, RopeSpec
-from nonet.weights.fields import Fields
+from nonet.quant.checkpoints.declared import check_method, declared_bits
 
-__all__ = ["huggingface_spec"]
+__all__ = ["huggingface_spec", "quantization_config"]
 
 _FAMILIES: dict[str, Family] = {
     "llama": "llama",
@@ -104,6 +105,7 @@ def huggingface_spec(directory: Path) -> ModelSpec:
     top = Fields(_read_json(path), str(path))
     family, config = _family_and_config(top)
     _refuse_what_is_not_read(top, config)
+    quantized = _quantization(top)
     generation_path = directory / "generation_config.json"
     generation = Fields(
         _read_json(generation_path) if generation_path.is_file() else {}, str(generation_path)
@@ -145,8 +147,24 @@ def huggingface_spec(directory: Path) -> ModelSpec:
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         pad_id=_first([i for i in config.token_ids("pad_token_id") if i < vocab_size]),
         dtype=_dtype(top, config),
+        code_bits=None if quantized is None else declared_bits(quantized),
         generation=_generation(generation),
     )
+
+
+def quantization_config(directory: Path) -> Fields | None:
+    """How the weights of the directory are stored, where config.json says that they are quantised."""
+    path = directory / "config.json"
+    return _quantization(Fields(_read_json(path), str(path))) if path.is_file() else None
+
+
+def _quantization(top: Fields) -> Fields | None:
+    for table in (top, top.table("text_config")):
+        if table.has("quantization_config"):
+            config = table.table("quantization_config")
+            check_method(config)
+            return config
+    return None
 
 
 def _read_json(path: Path) -> dict[str, object]:
@@ -193,11 +211,6 @@ def _with_defaults(defaults: dict[str, object], given: dict[str, object]) -> dic
 
 def _refuse_what_is_not_read(top: Fields, config: Fields) -> None:
     where = top.where
-    if top.has("quantization_config") or config.has("quantization_config"):
-        method = top.table("quantization_config").values.get("quant_method", "unnamed")
-        raise UnsupportedModelError(
-            f"{where}: weights quantised by {method!r} cannot be read; give the unquantised checkpoint or a GGUF file"
-        )
     for name in top.items("architectures")[:1]:
         if not str(name).endswith(("ForCausalLM", "ForConditionalGeneration")):
             raise UnsupportedModelError(f"{where}: {name} does not generate text")

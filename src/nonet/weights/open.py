@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nonet.quant.checkpoints.source import QuantizedSource
 from nonet.weights.base import WeightSource
 from nonet.weights.gguf_source import GGUFSource
+from nonet.weights.huggingface_spec import quantization_config
 from nonet.weights.safetensors_source import SafetensorsSource
 
 __all__ = ["open_weights"]
@@ -16,4 +18,8 @@ def open_weights(path: Path) -> WeightSource:
 
     Raises ModelFileError for a broken file, UnsupportedModelError for formats that nonet cannot read.
     """
-    return SafetensorsSource(path) if path.is_dir() else GGUFSource(path)
+    if not path.is_dir():
+        return GGUFSource(path)
+    config = quantization_config(path)
+    files = SafetensorsSource(path)
+    return files if config is None else QuantizedSource(files, config)

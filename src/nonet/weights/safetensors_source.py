@@ -50,12 +50,23 @@ class SafetensorsSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored[name].tensor.shape
 
+    def dtype(self, name: str) -> str:
+        """As the file spells it."""
+        return self._stored[name].tensor.dtype
+
     def load(self, name: str) -> torch.Tensor:
         stored = self._stored[name]
         if stored.tensor.dtype not in _READABLE:
             raise UnsupportedModelError(
                 f"{stored.path}: tensor {name!r} has dtype {stored.tensor.dtype}; nonet reads {', '.join(_READABLE)}"
             )
+        return self.load_stored(name)
+
+    def load_stored(self, name: str) -> torch.Tensor:
+        """A tensor of any type, bit for bit; for readers of layouts whose parts are no weights by themselves."""
+        if name not in self._stored:
+            raise ModelFileError(f"there is no tensor {name!r}, which its neighbours need")
+        stored = self._stored[name]
         try:
             with safe_open(stored.path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(stored.name)

@@ -272,7 +272,10 @@ UNSUPPORTED = {
     "rope type is a list": (LLAMA | {"rope_parameters": {"rope_type": ["yarn"]}}, r"\['yarn'\]"),
     "activation": (LLAMA | {"hidden_act": "relu"}, "'relu'"),
     "dtype": (LLAMA | {"dtype": "float64"}, "'float64'"),
-    "quantised": (LLAMA | {"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+    "quantised": (
+        LLAMA | {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "'bitsandbytes'.*awq, compressed-tensors, fbgemm_fp8, fp8, gptq can",
+    ),
     "classifier": (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "generate text"),
     "partial": (LLAMA | {"partial_rotary_factor": 0.5}, "partial rotary"),
     "partial in rope": (

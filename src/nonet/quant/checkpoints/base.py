@@ -1,0 +1,70 @@
+"""What a layout of quantised weights has to answer: which modules are stored in it, and what each of them holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from nonet.kernels.groupwise import GroupwiseTensor
+
+__all__ = ["CheckpointFormat", "StoredTensors", "StoredWeight", "modules_with"]
+
+
+class StoredTensors(Protocol):
+    """The tensors of a checkpoint as the files have them."""
+
+    def names(self) -> Sequence[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it: "BF16", "I32", "F8_E4M3"."""
+        ...
+
+    def load(self, name: str) -> torch.Tensor:
+        """A float tensor; UnsupportedModelError for any other."""
+        ...
+
+    def load_stored(self, name: str) -> torch.Tensor:
+        """A tensor of any type, bit for bit."""
+        ...
+
+    def load_groupwise(self, name: str) -> GroupwiseTensor | None: ...
+
+    def close(self) -> None: ...
+
+
+class StoredWeight(Protocol):
+    """One matrix [N, K], outputs by inputs, read from its tensors."""
+
+    def dense(self) -> torch.Tensor:
+        """In the type, and with the rounding, that the reference library dequantises to."""
+        ...
+
+    def groupwise(self) -> GroupwiseTensor | None:
+        """The same products, not rounded, as codes; None where they do not fit that form."""
+        ...
+
+
+class CheckpointFormat(Protocol):
+    """A layout, opened on one checkpoint: built as `Format(tensors, config)`, `config` being its quantization_config.
+
+    Raises UnsupportedModelError for a variant that is not read, ModelFileError for tensors that contradict each other.
+    """
+
+    def modules(self) -> Mapping[str, tuple[int, int]]:
+        """Every module that is stored in this layout, with its shape [N, K]."""
+        ...
+
+    def parts(self, module: str) -> Sequence[str]:
+        """The tensors, present or not, that make up or accompany the module's weight."""
+        ...
+
+    def read(self, module: str) -> StoredWeight: ...
+
+
+def modules_with(tensors: StoredTensors, suffix: str) -> list[str]:
+    """Modules that have a tensor of this name."""
+    return [n.removesuffix(f".{suffix}") for n in tensors.names() if n.endswith(f".{suffix}")]

@@ -1,0 +1,29 @@
+"""What config.json says about quantised weights, read without torch: the method, and the bits of its codes."""
+
+from __future__ import annotations
+
+from nonet.core.errors import UnsupportedModelError
+from nonet.core.fields import Fields
+from nonet.quant.checkpoints import CHECKPOINT_FORMATS
+
+__all__ = ["check_method", "declared_bits"]
+
+
+def check_method(config: Fields) -> None:
+    """Refuse a quantization_config by its name when no layout is known for it."""
+    method = config.values.get("quant_method", "unnamed")
+    if method not in CHECKPOINT_FORMATS.names():
+        raise UnsupportedModelError(
+            f"{config.where}: weights quantised by {method!r} cannot be read; "
+            f"{', '.join(CHECKPOINT_FORMATS.names())} can, and so can GGUF files and unquantised checkpoints"
+        )
+
+
+def declared_bits(config: Fields) -> int | None:
+    """Bits of the widest integer codes; None where weights are stored as floats."""
+    if config.has("bits"):
+        return config.integer("bits", high=32)
+    groups = config.table("config_groups")
+    weights = [groups.table(name).table("weights") for name in groups.values]
+    integers = [w for w in weights if w.values.get("type") == "int"]
+    return max((w.integer("num_bits", high=32) for w in integers), default=None)
