@@ -60,7 +60,7 @@ class PagedAttention:
                 window=window,
                 softcap=softcap,
                 few_rows=rows,
-                tiling=prefill or prefill_tiling(dim, q.element_size()),
+                tiling=prefill or prefill_tiling(dim, q.element_size(), cache.block_size),
             )
         decode = decode or decode_tiling(dim, q.element_size(), self._multiprocessors)
         attend_few(
@@ -73,6 +73,7 @@ class PagedAttention:
             window=window,
             softcap=softcap,
             rows=rows,
+            longest=longest,
             tiling=decode,
             scratch=self._scratch_for(decode, rows, dim, num_seqs * layout.num_kv_heads),
         )

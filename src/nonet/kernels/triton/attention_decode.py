@@ -28,6 +28,7 @@ from nonet.kernels.triton.attention_tile import (
 __all__ = ["DecodeScratch", "DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
 
 MAX_ROWS = 64
+MERGED = 8192  # elements of partial results merged at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,18 @@ def attend_few(
     window: int | None,
     softcap: float | None,
     rows: int,
+    longest: int,
     tiling: DecodeTiling,
     scratch: DecodeScratch,
 ) -> None:
-    """Writes the rows of `out` that belong to sequences with at most `rows` rows (queries times group)."""
+    """Writes the rows of `out` that belong to sequences with at most `rows` rows (queries times group).
+
+    `longest` bounds the queries of any sequence of the step.
+    """
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
     num_seqs = len(inputs.kv_len)
+    block = max(16, triton.next_power_of_2(dim))
+    used_rows = min(rows, triton.next_power_of_2(heads // kv_heads * longest))
     _attend_few[(tiling.programs,)](
         q,
         q.stride(0),
@@ -114,11 +121,13 @@ def attend_few(
         K=kv_heads,
         D=dim,
         P=cache.block_size,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)),
+        BLOCK_D=block,
         ROWS=rows,
+        USED_ROWS=used_rows,
         TILE=tiling.tile,
         SEQS=triton.next_power_of_2(max(16, num_seqs)),
         PROGRAMS=tiling.programs,
+        PARTS=max(1, MERGED // (used_rows * block)),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -132,7 +141,8 @@ def _attend_few(
     q, q_stride, keys, values, out, partial, part_high, part_total, arrivals,
     block_table, table_stride, query_start, kv_len, num_seqs, scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
+    ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
+    PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -159,23 +169,34 @@ def _attend_few(
             kv_len, seq, head, low + at - pair_start, low + last - pair_start, scale, softcap, window,
             H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
-        whole = last - at == tiles
-        if not whole:
+        if last - at == tiles:
+            _finish(out, query_start, seq, head, acc, total, H, K, D, BLOCK_D, ROWS)
+        else:
             segment = 2 * program + (at == pair_start).to(tl.int32)
             _leave(partial, part_high, part_total, segment, acc, high, total, BLOCK_D, ROWS)
             tl.debug_barrier()
             first_program = pair_start // share
             others = (pair_start + tiles - 1) // share - first_program
             arrived = tl.atomic_add(arrivals + seq * K + head, 1, sem="acq_rel")
-            whole = arrived == others
-            if whole:
-                acc, high, total = _merge(
+            if arrived == others:
+                acc_of_all, total_of_all = _merge(
                     partial, part_high, part_total, first_program, others + 1,
-                    H // K, BLOCK_D, ROWS,
+                    BLOCK_D, ROWS, USED_ROWS, PARTS,
                 )  # fmt: skip
                 tl.store(arrivals + seq * K + head, 0)
-        if whole:
-            _finish(out, query_start, seq, head, acc, total, H, K, D, BLOCK_D, ROWS)
+                _finish(
+                    out,
+                    query_start,
+                    seq,
+                    head,
+                    acc_of_all,
+                    total_of_all,
+                    H,
+                    K,
+                    D,
+                    BLOCK_D,
+                    USED_ROWS,
+                )
         at = last
 
 
@@ -250,27 +271,37 @@ def _leave(
 @triton.jit
 def _merge(
     partial, part_high, part_total, first_program, count,
-    GROUP: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, USED_ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """(acc, high, total) of a pair from what `count` programs left: the first at its odd place, the others at even."""
-    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    high = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    lane = tl.arange(0, BLOCK_D)[None, :]
-    segment = 2 * first_program + 1
-    for place in range(count):
-        row = segment * ROWS + tl.arange(0, ROWS)
-        segment = 2 * (first_program + place + 1)
-        other_high = tl.load(part_high + row, cache_modifier=".cg")
-        other_total = tl.load(part_total + row, cache_modifier=".cg")
-        other = tl.load(partial + row[:, None] * BLOCK_D + lane, cache_modifier=".cg")
-        new_high = tl.maximum(high, other_high)
+    """(acc, total) of a pair from what `count` programs left: the first at its odd place, the others at even.
+
+    PARTS at a time are asked for at once, for each of these loads takes as long as a small step's whole attention.
+    """
+    acc = tl.zeros([USED_ROWS, BLOCK_D], tl.float32)
+    high = tl.full([USED_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([USED_ROWS], tl.float32)
+    row = tl.arange(0, USED_ROWS)[None, :]
+    lane = tl.arange(0, BLOCK_D)[None, None, :]
+    for start in range(0, count, PARTS):
+        place = (start + tl.arange(0, PARTS))[:, None]
+        at = tl.where(place == 0, 2 * first_program + 1, 2 * (first_program + place)) * ROWS + row
+        live = (place < count) & (row < USED_ROWS)
+        highs = tl.load(part_high + at, mask=live, other=float("-inf"), cache_modifier=".cg")
+        totals = tl.load(part_total + at, mask=live, other=0.0, cache_modifier=".cg")
+        parts = tl.load(
+            partial + at[:, :, None] * BLOCK_D + lane,
+            mask=live[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_high = tl.maximum(high, tl.max(highs, 0))
         base = tl.where(new_high == float("-inf"), 0.0, new_high)
-        mine, theirs = tl.exp2(high - base), tl.exp2(other_high - base)
-        acc = acc * mine[:, None] + other * theirs[:, None]
-        total = total * mine + other_total * theirs
+        shrink = tl.exp2(high - base)
+        weights = tl.exp2(highs - base[None, :])
+        total = total * shrink + tl.sum(totals * weights, 0)
+        acc = acc * shrink[:, None] + tl.sum(parts * weights[:, :, None], 0)
         high = new_high
-    return acc, high, total
+    return acc, total
 
 
 @triton.jit

@@ -17,7 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def block_ids(table, start, stop, P: tl.constexpr, TILE: tl.constexpr):
-    """Blocks of a sequence's entries from `start` on, a multiple of TILE: one where a block holds the tile, else [TILE].
+    """Blocks of a sequence's entries from `start` on, a multiple of TILE: one if a block holds the tile, else [TILE].
 
     Loops load them one tile ahead: the compiler then need not wait for them before it asks for keys. Entries from
     `stop` on are said to be in the null block.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from nonet.core.errors import ConfigError
 from nonet.kernels.groupwise import GroupwiseTensor
@@ -22,20 +20,13 @@ from nonet.kernels.ops import (
 from nonet.kernels.triton.attention import PagedAttention
 from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
+from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear
 from nonet.kernels.triton.logits import logits
 from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
 from nonet.kernels.triton.rope_store import rope_store
 from nonet.kernels.triton.rows import take_rows
 
-__all__ = ["DenseLinear", "TritonOps"]
-
-
-@dataclass(frozen=True, slots=True)
-class DenseLinear:
-    """A linear layer's weight [N, K] and bias [N] or None."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+__all__ = ["TritonOps"]
 
 
 class TritonOps:
@@ -52,7 +43,9 @@ class TritonOps:
         self.dtype = dtype
         self.device = device
         self.threads = threads  # the device does the work
-        self.paged_attention = PagedAttention(device, _multiprocessors(device))
+        multiprocessors = _multiprocessors(device)
+        self.paged_attention = PagedAttention(device, multiprocessors)
+        self.linears = Linears(device, multiprocessors)
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
@@ -61,8 +54,13 @@ class TritonOps:
         moved = dense.to(self.device, self.dtype).contiguous()
         return DenseLinear(moved, None if bias is None else bias.to(self.device, self.dtype))
 
-    def linear(self, x: torch.Tensor, weight: DenseLinear) -> torch.Tensor:
-        return F.linear(x, weight.weight, weight.bias)
+    def pack_float8(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Float8Linear:
+        """A dense weight [N, K] rounded to float8 with a scale per output; `linear` alone understands it."""
+        moved = weight.to(self.device, torch.float32)
+        return float8_linear(moved, None if bias is None else bias.to(self.device, self.dtype))
+
+    def linear(self, x: torch.Tensor, weight: DenseLinear | Float8Linear) -> torch.Tensor:
+        return self.linears(x, weight)
 
     def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
         return logits(x, weight.weight, weight.bias, softcap)

@@ -1,0 +1,102 @@
+"""Linear layers: which of cuBLAS and our own kernel for few rows runs, for weights in bfloat16 and in float8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nonet.kernels.triton.linear_few import (
+    FewRowsTiling,
+    LinearScratch,
+    few_rows_tiling,
+    linear_few,
+)
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, quantize_rows
+
+__all__ = ["DenseLinear", "Float8Linear", "Linears", "float8_linear"]
+
+# Above these rows cuBLAS is faster (measured on an H200).
+MOST_FEW_ROWS_DENSE = 16
+MOST_FEW_ROWS_FLOAT8 = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """A linear layer's weight [N, K] and bias [N] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Float8Linear:
+    """Weight float8_e4m3fn [N, K], float32 scale per output [N], bias [N] or None."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def float8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Float8Linear:
+    """A dense weight rounded to float8 with one scale per output."""
+    wide = weight.float()
+    scale = wide.abs().amax(1).clamp(min=1e-12) / FLOAT8_MAX
+    codes = (wide / scale[:, None]).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
+    return Float8Linear(codes, scale, bias)
+
+
+class Linears:
+    """Applies packed linears; owns the memory for partial sums, which all layers share in turn."""
+
+    def __init__(self, device: torch.device, multiprocessors: int) -> None:
+        self._device = device
+        self._multiprocessors = multiprocessors
+        self._scratch: dict[tuple[int, int], LinearScratch] = {}
+
+    def __call__(self, x: torch.Tensor, packed: DenseLinear | Float8Linear) -> torch.Tensor:
+        """x [T, K] to [T, N]."""
+        rows = x.shape[0]
+        if isinstance(packed, DenseLinear):
+            if not 0 < rows <= MOST_FEW_ROWS_DENSE or not self._fits(x, packed.weight):
+                return F.linear(x, packed.weight, packed.bias)
+            return self.few(x, packed.weight, None, packed.bias)
+        if 0 < rows <= MOST_FEW_ROWS_FLOAT8 and self._fits(x, packed.weight):
+            return self.few(x, packed.weight, packed.scale, packed.bias)
+        codes, scale = quantize_rows(x)
+        return torch._scaled_mm(  # the only door that torch has to float8 products
+            codes,
+            packed.weight.t(),
+            scale_a=scale,
+            scale_b=packed.scale[None, :],
+            bias=packed.bias,
+            out_dtype=x.dtype,
+            use_fast_accum=True,
+        )
+
+    def few(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        tiling: FewRowsTiling | None = None,
+    ) -> torch.Tensor:
+        """Our own kernel, for at most 64 rows. A tiling is given only to compare it."""
+        tiling = tiling or few_rows_tiling(x.shape[0], weight.element_size(), self._multiprocessors)
+        elements = 2 * tiling.programs * tiling.outputs * 64
+        key = (elements, -(-weight.shape[0] // tiling.outputs))
+        if key not in self._scratch:
+            self._scratch[key] = LinearScratch.allocate(*key, self._device)
+        return linear_few(x, weight, scale, bias, tiling=tiling, scratch=self._scratch[key])
+
+    def _fits(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whole input tiles only; small layers and float32 gain nothing."""
+        return (
+            x.is_cuda
+            and x.dtype != torch.float32
+            and x.stride(1) == 1
+            and weight.shape[1] % 256 == 0
+            and weight.numel() >= 1 << 20
+        )

@@ -1,0 +1,171 @@
+"""Times paged attention in decode and prefill, next to torch's own attention, and compares tilings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nonet.kernels.ops import AttentionInputs, LayerCache
+from nonet.kernels.triton.attention_decode import DecodeTiling
+from nonet.kernels.triton.attention_prefill import PrefillTiling
+from nonet.kernels.triton.ops import TritonOps
+from tests.kernels.gpu_timing import DEVICE, DTYPE, KV_BYTES, LAYOUT, Row, copies_for, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The same attention problem several times over, in different memory."""
+
+    cache: LayerCache
+    inputs: list[AttentionInputs]
+    q: torch.Tensor
+
+    @classmethod
+    def make(cls, batch: int, queries: int, length: int, block: int, copies: int) -> Problem:
+        per_seq = -(-length // block)
+        blocks = batch * per_seq * copies
+        ops = TritonOps(DTYPE, DEVICE)
+        cache = ops.allocate_cache(blocks + 1, block, 8, 128)
+        cache.keys.normal_()
+        cache.values.normal_()
+        table = torch.randperm(blocks, device=DEVICE).int().view(copies, batch, per_seq) + 1
+        inputs = [
+            AttentionInputs(
+                positions=torch.arange(length - queries, length, device=DEVICE).int().repeat(batch),
+                query_start=(torch.arange(batch + 1, device=DEVICE) * queries).int(),
+                kv_len=torch.full((batch,), length, dtype=torch.int32, device=DEVICE),
+                block_table=table[copy],
+                slots=torch.full((batch * queries,), -1, dtype=torch.int32, device=DEVICE),
+                max_query_len=queries,
+                max_kv_len=length,
+            )
+            for copy in range(copies)
+        ]
+        q = torch.randn(batch * queries, 4096, device=DEVICE, dtype=DTYPE)
+        return cls(cache, inputs, q)
+
+    def seconds(
+        self, decode: DecodeTiling | None = None, prefill: PrefillTiling | None = None
+    ) -> float:
+        ops = TritonOps(DTYPE, DEVICE)
+        scale = 128**-0.5
+        return seconds(
+            [
+                lambda one=one: ops.paged_attention(
+                    self.q, LAYOUT, self.cache, one, scale=scale, window=None, softcap=None,
+                    decode=decode, prefill=prefill,
+                )
+                for one in self.inputs
+            ]
+        )  # fmt: skip
+
+
+def sdpa_seconds(batch: int, queries: int, length: int, backend: SDPBackend) -> float:
+    copies = copies_for(batch * length * KV_BYTES)
+    q = torch.randn(batch, 32, queries, 128, device=DEVICE, dtype=DTYPE)
+    kv = [torch.randn(2, batch, 8, length, 128, device=DEVICE, dtype=DTYPE) for _ in range(copies)]
+
+    def call(pair: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(
+                q, pair[0], pair[1], is_causal=queries > 1, enable_gqa=True
+            )
+
+    return seconds([lambda pair=pair: call(pair) for pair in kv])
+
+
+DECODE_CASES = [
+    (1, 1024), (1, 8192), (1, 65536), (8, 1024), (8, 8192), (32, 1024), (64, 145), (64, 1024),
+    (128, 1024), (256, 256), (256, 1024), (16, 8192), (128, 8192), (16, 65536),
+]  # fmt: skip
+PREFILL_CASES = [(1, 1024), (8, 2048), (1, 2048), (1, 8192), (1, 32768)]
+
+
+def decode_attention(block: int, with_sdpa: bool) -> list[Row]:
+    rows: list[Row] = []
+    for batch, length in DECODE_CASES:
+        kv_bytes = batch * length * KV_BYTES
+        problem = Problem.make(batch, 1, length, block, copies_for(kv_bytes))
+        one = problem.seconds()
+        row: Row = {"what": "decode attention", "batch": batch, "context": length, "block": block,
+                    "us": one * 1e6, "TBps": kv_bytes / one / 1e12}  # fmt: skip
+        del problem
+        if with_sdpa:
+            for name, backend in (
+                ("cudnn", SDPBackend.CUDNN_ATTENTION),
+                ("flash", SDPBackend.FLASH_ATTENTION),
+            ):
+                row[f"{name}_us"] = sdpa_seconds(batch, 1, length, backend) * 1e6
+        rows.append(row)
+    return rows
+
+
+def prefill_attention(block: int, with_sdpa: bool) -> list[Row]:
+    rows: list[Row] = []
+    for batch, length in PREFILL_CASES:
+        flops = batch * 4 * length * length / 2 * 4096
+        one = Problem.make(batch, length, length, block, 3).seconds()
+        row: Row = {"what": "prefill attention", "batch": batch, "context": length, "block": block,
+                    "us": one * 1e6, "TFLOPs": flops / one / 1e12}  # fmt: skip
+        if with_sdpa:
+            for name, backend in (
+                ("cudnn", SDPBackend.CUDNN_ATTENTION),
+                ("flash", SDPBackend.FLASH_ATTENTION),
+            ):
+                row[f"{name}_TFLOPs"] = flops / sdpa_seconds(batch, length, length, backend) / 1e12
+        rows.append(row)
+    return rows
+
+
+def tune_decode(block: int) -> list[Row]:
+    cases = [(1, 1024), (1, 16384), (8, 1024), (64, 1024), (16, 8192), (256, 256)]
+    problems = {
+        case: Problem.make(case[0], 1, case[1], block, copies_for(case[0] * case[1] * KV_BYTES))
+        for case in cases
+    }
+    rows: list[Row] = []
+    for tile, warps, stages, per_sm in (
+        (64, 4, 3, 2), (64, 4, 3, 3), (64, 4, 3, 4), (64, 4, 3, 6), (64, 4, 3, 9), (64, 4, 4, 2),
+        (64, 4, 4, 4), (128, 4, 2, 1), (128, 4, 2, 3), (128, 8, 3, 1),
+    ):  # fmt: skip
+        tiling = DecodeTiling(tile=tile, warps=warps, stages=stages, programs=132 * per_sm)
+        row: Row = {
+            "what": "tune decode",
+            "block": block,
+            "tiling": f"{tile}/{warps}/{stages}/{per_sm}",
+        }
+        for (batch, length), problem in problems.items():
+            try:
+                row[f"b{batch}x{length}"] = problem.seconds(decode=tiling) * 1e6
+            except Exception as error:  # a tiling that does not fit is a result
+                row["error"] = str(error)[:60]
+        rows.append(row)
+    return rows
+
+
+def tune_prefill(block: int) -> list[Row]:
+    cases = [(8, 2048), (1, 8192)]
+    problems = {case: Problem.make(case[0], case[1], case[1], block, 2) for case in cases}
+    rows: list[Row] = []
+    for size, tile, warps, stages, bulk in (
+        (64, 64, 4, 3, False), (64, 64, 4, 2, True), (64, 64, 4, 3, True), (128, 64, 8, 3, True),
+        (128, 64, 8, 2, True), (128, 128, 8, 2, True), (128, 128, 8, 2, False), (64, 32, 4, 4, True),
+        (64, 128, 4, 2, True),
+    ):  # fmt: skip
+        tiling = PrefillTiling(rows=size, tile=tile, warps=warps, stages=stages, bulk=bulk)
+        row: Row = {
+            "what": "tune prefill",
+            "block": block,
+            "tiling": f"{size}/{tile}/{warps}/{stages}/{bulk:d}",
+        }
+        for (batch, length), problem in problems.items():
+            try:
+                flops = batch * 2 * length * length * 4096
+                row[f"b{batch}x{length}_TFLOPs"] = flops / problem.seconds(prefill=tiling) / 1e12
+            except Exception as error:  # a tiling that does not fit is a result
+                row["error"] = str(error)[:60]
+        rows.append(row)
+    return rows
