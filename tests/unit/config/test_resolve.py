@@ -228,6 +228,15 @@ def test_native_weights_by_hand(tmp_path: Path) -> None:
     assert plan(path=str(file), weight_format="native").memory.weight_bytes == held
 
 
+@pytest.mark.parametrize(("bits", "each"), [(4, 0.5 + 4 / 32), (8, 1 + 4 / 32)])
+def test_native_weights_of_a_quantised_checkpoint(bits: int, each: float) -> None:
+    stored = replace(SMOLLM2, code_bits=bits)
+    embeddings = 49152 * 576
+    linears = SMOLLM2.num_parameters - embeddings
+    held = plan(stored, weight_format="native", dtype="bfloat16").memory.weight_bytes
+    assert held == int(linears * each + embeddings * 2)
+
+
 def test_heads_that_the_native_kernels_do_not_take() -> None:
     odd = replace(SMOLLM2, head_dim=40)
     assert plan(odd).kernels == "reference"

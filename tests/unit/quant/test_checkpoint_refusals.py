@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
 from checkpoint_writers import open_table, write_awq, write_gptq, write_packed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nonet.core.errors import ModelFileError, UnsupportedModelError
+from nonet.core.errors import ModelFileError, UnsupportedModelError, UserError
 from nonet.core.fields import Fields
 from nonet.quant.checkpoints.declared import check_method, declared_bits
 from nonet.quant.checkpoints.patterns import matches
@@ -89,11 +92,14 @@ def changed(tensors: Callable[[], Tensors], name: str, value: torch.Tensor | Non
 
 SHORT = torch.zeros(1, 1, dtype=torch.int32)
 CONTRADICTIONS: dict[str, tuple[Tensors, dict[str, object], str]] = {
+    "missing": (changed(awq, "qzeros", None), AWQ, "no tensor 'layer.qzeros'"),
+    "type of words": (changed(gptq, "qweight", CODES.half()), GPTQ, "dtype F16; I32 is needed"),
+    "type of scales": (changed(gptq, "scales", ZEROS.int()), GPTQ, "dtype I32; F32 or F16 or BF16"),
     "awq zeros": (changed(awq, "qzeros", SHORT), AWQ, r"qzeros has shape \(1, 1\); \(2, 1\)"),
     "awq scales": (awq(), AWQ | {"group_size": 8}, r"\(4, 1\) is needed"),
-    "gptq scales": (changed(gptq, "scales", SHORT), GPTQ, r"scales has shape \(1, 1\); \(2, 8\)"),
-    "gptq g_idx": (changed(gptq, "g_idx", torch.zeros(3)), GPTQ, r"g_idx has shape \(3,\)"),
-    "gptq groups": (changed(gptq, "g_idx", G_IDX + 1), GPTQ, "beyond the 2 that have a scale"),
+    "gptq scales": (changed(gptq, "scales", SHORT.half()), GPTQ, r"scales has shape \(1, 1\); \(2, 8\)"),
+    "gptq g_idx": (changed(gptq, "g_idx", G_IDX[:3].int()), GPTQ, r"g_idx has shape \(3,\)"),
+    "gptq groups": (changed(gptq, "g_idx", G_IDX.int() + 1), GPTQ, "beyond the 2 that have a scale"),
     "shape": (
         changed(packed, "weight_shape", torch.tensor([8, 99])), compressed(), r"says \[8, 99\]",
     ),
@@ -166,3 +172,29 @@ def test_patterns_that_could_match_for_ever_are_refused(pattern: str) -> None:
 def test_broken_entries_are_refused(entry: object) -> None:
     with pytest.raises(ModelFileError):
         matches("layer", [entry], "ignore")
+
+
+KINDS = [torch.int32, torch.int8, torch.int64, torch.float16, torch.float32, torch.float8_e4m3fn]
+SOUND = [
+    (awq, AWQ), (gptq, GPTQ), (packed, compressed()), (fp8, FP8),
+    (fp8, FP8 | {"weight_block_size": [128, 128]}), (fp8, compressed(strategy="channel")),
+]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(SOUND), st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3),
+    st.sampled_from(KINDS), st.integers(-3, 40),
+)  # fmt: skip
+def test_a_wrong_tensor_is_a_mistake_of_the_file_or_does_no_harm(
+    sound: tuple[Callable[[], Tensors], dict[str, object]],
+    which: int, shape: list[int], dtype: torch.dtype, value: int,
+) -> None:  # fmt: skip
+    """Nothing but the errors that name the file's mistake comes out, whatever a part of a layout is replaced with."""
+    write, config = sound
+    tensors = write()
+    name = sorted(tensors)[which % len(tensors)]
+    tensors[name] = torch.full(shape, value).to(dtype)
+    with suppress(UserError):
+        source = open_table(tensors, config)
+        assert source.load("layer.weight").shape == source.shape("layer.weight")

@@ -17,7 +17,14 @@ import torch
 from nonet.core.errors import UnsupportedModelError
 from nonet.core.fields import Fields
 from nonet.quant.checkpoints.affine import AffineWeight, expect, regular_group, unpack_words
-from nonet.quant.checkpoints.base import StoredTensors, modules_with
+from nonet.quant.checkpoints.base import (
+    FLOATS,
+    WORDS,
+    StoredTensors,
+    load_checked,
+    matrix_shape,
+    modules_with,
+)
 
 __all__ = ["AWQ"]
 
@@ -47,7 +54,7 @@ class AWQ:
     def modules(self) -> Mapping[str, tuple[int, int]]:
         shapes: dict[str, tuple[int, int]] = {}
         for module in modules_with(self._tensors, "qweight"):
-            inputs, words = self._tensors.shape(f"{module}.qweight")
+            inputs, words = matrix_shape(self._tensors, f"{module}.qweight")
             shapes[module] = (words * PER_WORD, inputs)
         return shapes
 
@@ -55,7 +62,9 @@ class AWQ:
         return [f"{module}.{part}" for part in ("qweight", "qzeros", "scales")]
 
     def read(self, module: str) -> AffineWeight:
-        qweight, qzeros, scales = (self._tensors.load_stored(part) for part in self.parts(module))
+        names = self.parts(module)
+        qweight, qzeros = (load_checked(self._tensors, name, WORDS) for name in names[:2])
+        scales = load_checked(self._tensors, names[2], FLOATS)
         inputs, words = qweight.shape
         group = inputs if self._group < 1 else self._group
         groups = -(-inputs // group)

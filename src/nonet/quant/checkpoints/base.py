@@ -7,9 +7,22 @@ from typing import Protocol
 
 import torch
 
+from nonet.core.errors import ModelFileError
 from nonet.kernels.groupwise import GroupwiseTensor
 
-__all__ = ["CheckpointFormat", "StoredTensors", "StoredWeight", "modules_with"]
+__all__ = [
+    "FLOATS",
+    "WORDS",
+    "CheckpointFormat",
+    "StoredTensors",
+    "StoredWeight",
+    "load_checked",
+    "matrix_shape",
+    "modules_with",
+]
+
+FLOATS = ("F32", "F16", "BF16")
+WORDS = ("I32",)
 
 
 class StoredTensors(Protocol):
@@ -68,3 +81,23 @@ class CheckpointFormat(Protocol):
 def modules_with(tensors: StoredTensors, suffix: str) -> list[str]:
     """Modules that have a tensor of this name."""
     return [n.removesuffix(f".{suffix}") for n in tensors.names() if n.endswith(f".{suffix}")]
+
+
+def matrix_shape(tensors: StoredTensors, name: str) -> tuple[int, int]:
+    """Two sizes of at least one; ModelFileError for any other shape."""
+    match tensors.shape(name):
+        case (rows, columns) if rows > 0 and columns > 0:
+            return rows, columns
+        case shape:
+            raise ModelFileError(f"{name} has shape {shape}; a matrix is needed")
+
+
+def load_checked(tensors: StoredTensors, name: str, dtypes: Sequence[str]) -> torch.Tensor:
+    """A tensor of one of these types; ModelFileError where it is missing or of another."""
+    if name not in tensors.names():
+        raise ModelFileError(f"there is no tensor {name!r}, which its neighbours need")
+    if tensors.dtype(name) not in dtypes:
+        raise ModelFileError(
+            f"{name} has dtype {tensors.dtype(name)}; {' or '.join(dtypes)} is needed"
+        )
+    return tensors.load_stored(name)

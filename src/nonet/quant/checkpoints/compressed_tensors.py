@@ -25,13 +25,22 @@ from nonet.quant.checkpoints.affine import (
     regular_group,
     unpack_words,
 )
-from nonet.quant.checkpoints.base import StoredTensors, StoredWeight, modules_with
+from nonet.quant.checkpoints.base import (
+    FLOATS,
+    WORDS,
+    StoredTensors,
+    StoredWeight,
+    load_checked,
+    matrix_shape,
+    modules_with,
+)
 from nonet.quant.checkpoints.patterns import matches
 from nonet.quant.checkpoints.scaled import ScaledWeight, block_size
 
 __all__ = ["CompressedTensors"]
 
 FORMATS = ("dense", "float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
+INTEGERS = ("I8", "I32", "I64")
 STRATEGIES = ("tensor", "channel", "group", "block")
 Storage = Literal["packed", "int8", "float8"]
 STORAGE_OF_DTYPE: dict[str, Storage] = {"I8": "int8", "F8_E4M3": "float8"}
@@ -67,7 +76,7 @@ class CompressedTensors:
 
     def read(self, module: str) -> StoredWeight:
         scheme, storage = self._scheme(module), self._storage[module]
-        scale = self._tensors.load_stored(f"{module}.weight_scale")
+        scale = load_checked(self._tensors, f"{module}.weight_scale", FLOATS)
         if storage == "float8":
             values = self._tensors.load_stored(f"{module}.weight")
             block = (1, scheme.group) if scheme.strategy == "group" else scheme.block
@@ -81,7 +90,7 @@ class CompressedTensors:
             raise UnsupportedModelError(f"{self._where}: integers in blocks cannot be read")
         offset = 2 ** (scheme.bits - 1)
         if self._storage[module] == "packed":
-            words = self._tensors.load_stored(f"{module}.weight_packed")
+            words = load_checked(self._tensors, f"{module}.weight_packed", WORDS)
             expect(f"{module}.weight_packed", tuple(words.shape), (rows, _words(columns, scheme)))
             codes = unpack_words(words, scheme.bits, dim=1)[:, :columns].contiguous()
         else:
@@ -109,7 +118,7 @@ class CompressedTensors:
             return torch.zeros(rows, groups, dtype=torch.int32)
         if name not in self._known:
             raise ModelFileError(f"{name} is missing, and the scheme is asymmetric")
-        stored = self._tensors.load_stored(name)
+        stored = load_checked(self._tensors, name, INTEGERS)
         if self._storage[module] == "packed" and scheme.strategy in ("group", "channel"):
             expect(name, tuple(stored.shape), (_words(rows, scheme), groups))
             zeros = unpack_words(stored, scheme.bits, dim=0)[:rows].to(torch.int32)
@@ -121,7 +130,7 @@ class CompressedTensors:
         name = f"{module}.weight_g_idx"
         if name not in self._known:
             return torch.arange(columns) // width
-        group_of = self._tensors.load_stored(name).long()
+        group_of = load_checked(self._tensors, name, INTEGERS).long()
         expect(name, tuple(group_of.shape), (columns,))
         if int(group_of.min()) == -1:  # written so where the order was not changed
             return torch.arange(columns) // width
@@ -131,15 +140,17 @@ class CompressedTensors:
 
     def _shape(self, module: str) -> tuple[int, int]:
         if self._storage[module] != "packed":
-            rows, columns = self._tensors.shape(f"{module}.weight")
-            return rows, columns
-        rows, words = self._tensors.shape(f"{module}.weight_packed")
-        stored = self._tensors.load_stored(f"{module}.weight_shape").tolist()
+            return matrix_shape(self._tensors, f"{module}.weight")
+        rows, words = matrix_shape(self._tensors, f"{module}.weight_packed")
+        name = f"{module}.weight_shape"
+        shape = load_checked(self._tensors, name, INTEGERS)
+        expect(name, tuple(shape.shape), (2,))
+        stored = shape.tolist()
         scheme = self._scheme(module)
         check_bits(scheme.bits, f"{self._where}: {module}")
-        if len(stored) != 2 or stored[0] != rows or _words(stored[1], scheme) != words:
+        if stored[0] != rows or _words(stored[1], scheme) != words:
             raise ModelFileError(
-                f"{module}.weight_shape says {stored}, but weight_packed has shape ({rows}, {words})"
+                f"{name} says {stored}, but weight_packed has shape ({rows}, {words})"
             )
         return rows, stored[1]
 

@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 
 from nonet.core.errors import ModelFileError, UnsupportedModelError
 from nonet.core.fields import Fields
-from nonet.quant.checkpoints.base import StoredTensors, modules_with
+from nonet.quant.checkpoints.base import (
+    FLOATS,
+    StoredTensors,
+    load_checked,
+    matrix_shape,
+    modules_with,
+)
 from nonet.quant.checkpoints.scaled import ScaledWeight, block_size
 
 __all__ = ["FP8"]
@@ -46,13 +52,14 @@ class FP8:
     def modules(self) -> Mapping[str, tuple[int, int]]:
         shapes: dict[str, tuple[int, int]] = {}
         for module in self._scales:
-            rows, columns = self._tensors.shape(f"{module}.weight")
-            shapes[module] = (rows, columns)
+            shapes[module] = matrix_shape(self._tensors, f"{module}.weight")
         return shapes
 
     def parts(self, module: str) -> Sequence[str]:
         return [f"{module}.weight", self._scales[module]]
 
     def read(self, module: str) -> ScaledWeight:
-        values, scale = (self._tensors.load_stored(name) for name in self.parts(module))
-        return ScaledWeight.of(self._scales[module], values, scale, self._block)
+        weight, scale_name = self.parts(module)
+        values = self._tensors.load_stored(weight)
+        scale = load_checked(self._tensors, scale_name, (*FLOATS, "F8_E8M0"))
+        return ScaledWeight.of(scale_name, values, scale, self._block)

@@ -23,7 +23,14 @@ from nonet.quant.checkpoints.affine import (
     regular_group,
     unpack_words,
 )
-from nonet.quant.checkpoints.base import StoredTensors, modules_with
+from nonet.quant.checkpoints.base import (
+    FLOATS,
+    WORDS,
+    StoredTensors,
+    load_checked,
+    matrix_shape,
+    modules_with,
+)
 
 __all__ = ["GPTQ"]
 
@@ -58,7 +65,7 @@ class GPTQ:
     def modules(self) -> Mapping[str, tuple[int, int]]:
         shapes: dict[str, tuple[int, int]] = {}
         for module in modules_with(self._tensors, "qweight"):
-            words, outputs = self._tensors.shape(f"{module}.qweight")
+            words, outputs = matrix_shape(self._tensors, f"{module}.qweight")
             shapes[module] = (outputs, words * 32 // self._bits)
         return shapes
 
@@ -67,7 +74,8 @@ class GPTQ:
 
     def read(self, module: str) -> AffineWeight:
         names = self.parts(module)
-        qweight, qzeros, scales = (self._tensors.load_stored(name) for name in names[:3])
+        qweight, qzeros = (load_checked(self._tensors, name, WORDS) for name in names[:2])
+        scales = load_checked(self._tensors, names[2], FLOATS)
         codes = unpack_words(qweight, self._bits, dim=0)
         inputs, outputs = codes.shape
         groups = -(-inputs // (inputs if self._group < 1 else self._group))
@@ -91,7 +99,7 @@ class GPTQ:
     def _group_of(self, name: str, inputs: int, groups: int) -> torch.Tensor:
         if name not in self._known:
             return torch.arange(inputs) // (inputs if self._group < 1 else self._group)
-        group_of = self._tensors.load_stored(name).long()
+        group_of = load_checked(self._tensors, name, WORDS).long()
         expect(name, tuple(group_of.shape), (inputs,))
         if not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
             raise ModelFileError(f"{name} names groups beyond the {groups} that have a scale")
