@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from nonet.core.errors import ModelFileError, UnsupportedModelError
+from nonet.core.errors import ConfigError, ModelFileError, UnsupportedModelError
+from nonet.core.request import Request
+from nonet.core.sampling_params import SamplingParams
+from nonet.engine.llm import LLM
 from nonet.weights.open import open_weights
 from nonet.weights.spec import read_spec
 from tests.model.families import save
@@ -206,3 +209,27 @@ def test_a_method_without_its_tensors_is_refused(tmp_path: Path) -> None:
     declare(tmp_path, AWQ)
     with pytest.raises(ModelFileError, match="no tensor is stored in that layout"):
         open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "weight_format"), [("gptq", "native"), ("fp8-blocks", "dense")])
+def test_the_whole_engine_runs_it(name: str, weight_format: str, tmp_path: Path) -> None:
+    oracle = publish(name, tmp_path, as_codes=weight_format == "native")
+    with torch.no_grad():
+        whole = oracle.generate(
+            torch.tensor([TOKENS]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+        )  # fmt: skip
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    request = Request(request_id="r", prompt_ids=TOKENS, params=params, eos_ids=(2,))
+    tokens: list[int] = []
+    options = {"dtype": "float32", "num_blocks": 64, "weight_format": weight_format}
+    with LLM(str(tmp_path), **options) as llm:
+        llm.engine.add(request)
+        while llm.engine.has_work:
+            tokens.extend(token for delta in llm.engine.step() for token in delta.token_ids)
+    assert tokens == whole[0, len(TOKENS) :].tolist()
+
+
+def test_native_is_refused_where_nothing_is_stored_as_codes(tmp_path: Path) -> None:
+    publish("fp8-tensor", tmp_path)
+    with pytest.raises(ConfigError, match="holds no block formats"):
+        LLM(str(tmp_path), weight_format="native")
