@@ -179,10 +179,7 @@ def test_what_is_stored_as_codes_is_said(name: str, tmp_path: Path) -> None:
     assert source.load_groupwise("lm_head.weight") is None
     assert source.format == f"safetensors, {declared['quant_method']}"
     bits = read_spec(tmp_path).code_bits
-    if codes is not None:
-        assert bits == codes.bits
-    else:
-        assert bits == (4 if name == "gptq-act-order" else None)
+    assert bits == (None if codes is None else codes.bits)
     source.close()
 
 

@@ -137,6 +137,10 @@ def test_what_config_says_without_torch() -> None:
     assert declared_bits(Fields(compressed(num_bits=8), "")) == 8
     assert declared_bits(Fields(compressed(type="float"), "")) is None
     assert declared_bits(Fields(FP8, "")) is None
+    assert declared_bits(Fields(GPTQ | {"desc_act": True}, "")) is None
+    assert declared_bits(Fields(GPTQ | {"desc_act": True, "group_size": -1}, "")) == 4
+    assert declared_bits(Fields(compressed(actorder="group"), "")) is None
+    assert declared_bits(Fields(compressed(actorder="static"), "")) == 4
     check_method(Fields(FP8, ""))
     with pytest.raises(UnsupportedModelError, match="'unnamed'"):
         check_method(Fields({}, "config.json"))

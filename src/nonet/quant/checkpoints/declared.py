@@ -20,10 +20,17 @@ def check_method(config: Fields) -> None:
 
 
 def declared_bits(config: Fields) -> int | None:
-    """Bits of the widest integer codes; None where weights are stored as floats."""
+    """Bits of the widest integer codes; None where weights are held as floats.
+
+    Those are 8-bit floats, and integers in act-order with more than one group: the memory plan must not count on
+    codes where there may be none.
+    """
     if config.has("bits"):
-        return config.integer("bits", high=32)
+        scattered = config.boolean("desc_act") and config.values.get("group_size") != -1
+        return None if scattered else config.integer("bits", high=32)
     groups = config.table("config_groups")
     weights = [groups.table(name).table("weights") for name in groups.values]
     integers = [w for w in weights if w.values.get("type") == "int"]
+    if any(w.values.get("actorder") in ("group", "dynamic") for w in integers):
+        return None
     return max((w.integer("num_bits", high=32) for w in integers), default=None)
