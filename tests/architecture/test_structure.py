@@ -112,6 +112,8 @@ def test_files_open_with_their_point(path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_public_names_are_sorted_and_exist(name: str) -> None:
+    if name.startswith("nonet.kernels.triton."):
+        pytest.importorskip("triton", reason="triton is not installed")
     module = importlib.import_module(name)
     public = getattr(module, "__all__", [])
     assert list(public) == sorted(public, key=_ruff_order)

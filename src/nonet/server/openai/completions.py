@@ -29,6 +29,8 @@ from nonet.server.prompts import check_fits, encode_text
 
 __all__ = ["completions"]
 
+DEFAULT_MAX_TOKENS = 16  # as OpenAI; a chat may fill the context
+
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
@@ -45,9 +47,9 @@ async def completions(call: Call) -> None:
     check_common(body, model)
     given = _given_prompts(body.prompt)
     check_choices(len(given), 1 if body.n is None else body.n)
-    if body.max_tokens is not None:
-        check("max_tokens", body.max_tokens)
-    params = sampling_params(body, model, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    check("max_tokens", max_tokens)
+    params = sampling_params(body, model, max_tokens=max_tokens, logprobs=body.logprobs)
     if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
         params = msgspec.structs.replace(params, prompt_logprobs=body.logprobs)
     prompts = [await _encode(call, prompt) for prompt in given]
