@@ -150,16 +150,14 @@ def tune_prefill(block: int) -> list[Row]:
     cases = [(8, 2048), (1, 8192)]
     problems = {case: Problem.make(case[0], case[1], case[1], block, 2) for case in cases}
     rows: list[Row] = []
-    for size, tile, warps, stages, bulk in (
-        (64, 64, 4, 3, False), (64, 64, 4, 2, True), (64, 64, 4, 3, True), (128, 64, 8, 3, True),
-        (128, 64, 8, 2, True), (128, 128, 8, 2, True), (128, 128, 8, 2, False), (64, 32, 4, 4, True),
-        (64, 128, 4, 2, True),
+    for size, tile, warps, stages in (
+        (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 32, 4, 3),
     ):  # fmt: skip
-        tiling = PrefillTiling(rows=size, tile=tile, warps=warps, stages=stages, bulk=bulk)
+        tiling = PrefillTiling(rows=size, tile=tile, warps=warps, stages=stages)
         row: Row = {
             "what": "tune prefill",
             "block": block,
-            "tiling": f"{size}/{tile}/{warps}/{stages}/{bulk:d}",
+            "tiling": f"{size}/{tile}/{warps}/{stages}",
         }
         for (batch, length), problem in problems.items():
             try:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_tile import (
@@ -28,16 +27,12 @@ __all__ = ["PrefillTiling", "attend_chunks", "prefill_tiling"]
 
 @dataclass(frozen=True, slots=True)
 class PrefillTiling:
-    """rows: queries times heads of a program. tile: cache entries taken at a time.
-
-    bulk: let the tensor copy engine fetch tiles, where a block of the cache holds one.
-    """
+    """rows: queries times heads of a program. tile: cache entries taken at a time."""
 
     rows: int
     tile: int
     warps: int
     stages: int
-    bulk: bool = False
 
 
 def prefill_tiling(dim: int, itemsize: int, block_size: int) -> PrefillTiling:
@@ -51,7 +46,7 @@ def prefill_tiling(dim: int, itemsize: int, block_size: int) -> PrefillTiling:
     if dim > 128:
         return PrefillTiling(rows=128, tile=32, warps=8, stages=3)
     if block_size % 64:
-        return PrefillTiling(rows=128, tile=128, warps=8, stages=2)
+        return PrefillTiling(rows=64, tile=64, warps=4, stages=2)
     return PrefillTiling(rows=64, tile=64, warps=4, stages=3)
 
 
@@ -74,19 +69,11 @@ def attend_chunks(
     rows = max(tiling.rows, triton.next_power_of_2(group))
     num_seqs = len(inputs.kv_len)
     tiles = q.shape[0] // (rows // group) + num_seqs
-    bulk = (
-        tiling.bulk and dim == triton.next_power_of_2(dim) and cache.block_size % tiling.tile == 0
-    )
-    keys: torch.Tensor | TensorDescriptor = cache.keys
-    values: torch.Tensor | TensorDescriptor = cache.values
-    if bulk:
-        keys = TensorDescriptor.from_tensor(cache.keys.view(-1, dim), [tiling.tile, dim])
-        values = TensorDescriptor.from_tensor(cache.values.view(-1, dim), [tiling.tile, dim])
     _attend_chunks[(tiles * kv_heads,)](
         q,
         q.stride(0),
-        keys,
-        values,
+        cache.keys,
+        cache.values,
         out,
         inputs.block_table,
         inputs.block_table.stride(0),
@@ -110,7 +97,6 @@ def attend_chunks(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        BULK=bulk,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
@@ -123,7 +109,6 @@ def _attend_chunks(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, QUERIES: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    BULK: tl.constexpr,
 ):  # fmt: skip
     # Late tiles of a sequence see the most, so they go first; neighbours share a head's keys in the L2.
     head = tl.program_id(0) % K
@@ -150,7 +135,7 @@ def _attend_chunks(
         q_tile, keys, values, block_table + seq.to(tl.int64) * table_stride, head, position,
         length - count + first, tl.minimum(length, length - count + first + QUERIES),
         scale, softcap, window,
-        K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, BULK,
+        K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
     )  # fmt: skip
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(out + token * (H * D) + column, acc.to(out.dtype.element_ty), mask=valid)
@@ -162,7 +147,6 @@ def _walk(
     K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    BULK: tl.constexpr,
 ):  # fmt: skip
     """(acc, total) of queries from position `lowest` on over entries below `stop`.
 
@@ -181,9 +165,7 @@ def _walk(
     else:
         blocks = block_ids(table, 0, stop, P, TILE)
         for start in range(0, whole, TILE):
-            k, v = _tile(
-                keys, values, blocks, start, head, wide, K, P, D, TILE, BLOCK_D, BULK, False
-            )
+            k, v = _tile(keys, values, blocks, start, head, wide, K, P, D, TILE, BLOCK_D, False)
             blocks = block_ids(table, start + TILE, stop, P, TILE)
             acc, high, total = fold(
                 q_tile, k, v, wide, acc, high, total, scale, softcap, False, HAS_SOFTCAP, PRECISION
@@ -193,7 +175,7 @@ def _walk(
         entry = start + tl.arange(0, TILE)[:, None]
         # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
         live = (entry < stop) & (entry >= oldest) & wide
-        k, v = _tile(keys, values, blocks, start, head, live, K, P, D, TILE, BLOCK_D, BULK, True)
+        k, v = _tile(keys, values, blocks, start, head, live, K, P, D, TILE, BLOCK_D, True)
         blocks = block_ids(table, start + TILE, stop, P, TILE)
         seen = visible_entries(position, start, window, TILE, HAS_WINDOW)
         acc, high, total = fold(
@@ -206,25 +188,15 @@ def _walk(
 def _tile(
     keys, values, blocks, start, head, live,
     K: tl.constexpr, P: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
-    BULK: tl.constexpr, MASKED: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values [TILE, BLOCK_D] of the entries from `start` on; values that are not `live` are zero.
-
-    BULK: `keys` and `values` are descriptors of the cache as rows of D, and a block holds the tile.
-    """
-    if BULK:
-        row = (blocks * K + head) * P + start % P
-        k = keys.load([row, 0])
-        v = values.load([row, 0])
-        if MASKED:
-            v = tl.where(live, v, 0.0)
+    """Keys and values [TILE, BLOCK_D] of the entries from `start` on; values that are not `live` are zero."""
+    at = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None]
+    at += tl.arange(0, BLOCK_D)[None, :]
+    if MASKED or BLOCK_D != D:
+        k = tl.load(keys + at, mask=live, other=0.0)
+        v = tl.load(values + at, mask=live, other=0.0)
     else:
-        at = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None]
-        at += tl.arange(0, BLOCK_D)[None, :]
-        if MASKED or BLOCK_D != D:
-            k = tl.load(keys + at, mask=live, other=0.0)
-            v = tl.load(values + at, mask=live, other=0.0)
-        else:
-            k = tl.load(keys + at)
-            v = tl.load(values + at)
+        k = tl.load(keys + at)
+        v = tl.load(values + at)
     return k, v

@@ -1,4 +1,4 @@
-"""activation(gate) * up in one pass over a fused projection's output."""
+"""activation(gate) * up in one pass over a fused projection's output; also rounded to float8 where that is wanted."""
 
 from __future__ import annotations
 
@@ -7,25 +7,52 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import Activation
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_row
 
 __all__ = ["gated"]
 
+ELEMENTS_PER_PROGRAM = 1024
 
-def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """[T, 2 I] to [T, I]: the first half goes through the activation."""
+
+def gated(
+    gate_up: torch.Tensor, activation: Activation, rounded: Rounded | None = None
+) -> torch.Tensor:
+    """[T, 2 I] to [T, I]: the first half goes through the activation; fills `rounded` if given."""
     gate_up = gate_up.contiguous()
     tokens, both = gate_up.shape
     width = both // 2
     out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
+    whole = triton.next_power_of_2(width)
+    # A row's scale needs all of the row in one program.
+    block = whole if rounded is not None else min(ELEMENTS_PER_PROGRAM, whole)
     if out.numel():
-        block = min(1024, triton.next_power_of_2(width))
-        grid = (tokens, triton.cdiv(width, block))
-        _gated[grid](gate_up, out, width, block, activation == "silu", num_warps=4)
+        _gated[(tokens, triton.cdiv(width, block))](
+            gate_up,
+            out,
+            out if rounded is None else rounded.codes,
+            out if rounded is None else rounded.scale,
+            WIDTH=width,
+            BLOCK=block,
+            SILU=activation == "silu",
+            ROUND=rounded is not None,
+            LARGEST=FLOAT8_MAX,
+            num_warps=min(16, max(4, block // 512)),
+        )
     return out
 
 
 @triton.jit
-def _gated(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+def _gated(
+    gate_up,
+    out,
+    codes,
+    scales,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SILU: tl.constexpr,
+    ROUND: tl.constexpr,
+    LARGEST: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH
@@ -38,4 +65,9 @@ def _gated(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.cons
         # tanh(y) = 1 - 2 / (1 + exp(2 y)); both constants of the GeLU approximation are inside 2 y.
         doubled = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
         active = gate * (1 - 1 / (1 + tl.exp(doubled)))
-    tl.store(out + token * WIDTH + at, (active * up).to(out.dtype.element_ty), mask=inside)
+    product = (active * up).to(out.dtype.element_ty)
+    tl.store(out + token * WIDTH + at, product, mask=inside)
+    if ROUND:
+        eighth, scale = round_row(product.to(tl.float32), LARGEST)
+        tl.store(codes + token * WIDTH + at, eighth.to(codes.dtype.element_ty), mask=inside)
+        tl.store(scales + token, scale)

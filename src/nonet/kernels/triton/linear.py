@@ -13,13 +13,14 @@ from nonet.kernels.triton.linear_few import (
     few_rows_tiling,
     linear_few,
 )
-from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, quantize_rows
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
 __all__ = ["DenseLinear", "Float8Linear", "Linears", "float8_linear"]
 
-# Above these rows cuBLAS is faster (measured on an H200).
-MOST_FEW_ROWS_DENSE = 16
-MOST_FEW_ROWS_FLOAT8 = 64
+# Above these cuBLAS is as fast or faster (measured on an H200).
+MOST_ROWS_DENSE = 16
+MOST_WEIGHTS_DENSE = 4096 * 4096
+MOST_ROWS_FLOAT8 = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +56,51 @@ class Linears:
         self._multiprocessors = multiprocessors
         self._scratch: dict[tuple[int, int], LinearScratch] = {}
 
-    def __call__(self, x: torch.Tensor, packed: DenseLinear | Float8Linear) -> torch.Tensor:
+    def dense(self, x: torch.Tensor, packed: DenseLinear) -> torch.Tensor:
         """x [T, K] to [T, N]."""
-        rows = x.shape[0]
-        if isinstance(packed, DenseLinear):
-            if not 0 < rows <= MOST_FEW_ROWS_DENSE or not self._fits(x, packed.weight):
-                return F.linear(x, packed.weight, packed.bias)
-            return self.few(x, packed.weight, None, packed.bias)
-        if 0 < rows <= MOST_FEW_ROWS_FLOAT8 and self._fits(x, packed.weight):
-            return self.few(x, packed.weight, packed.scale, packed.bias)
-        codes, scale = quantize_rows(x)
+        few = 0 < x.shape[0] <= MOST_ROWS_DENSE and packed.weight.numel() <= MOST_WEIGHTS_DENSE
+        if not few or x.dtype == torch.float32 or not self._fits(packed.weight):
+            return F.linear(x, packed.weight, packed.bias)
+        out = torch.empty(x.shape[0], packed.weight.shape[0], dtype=x.dtype, device=x.device)
+        self.few(x, None, packed.weight, None, packed.bias, out)
+        return out
+
+    def float8(self, rounded: Rounded, packed: Float8Linear, dtype: torch.dtype) -> torch.Tensor:
+        """Rounded rows [T, K] to [T, N] of `dtype`."""
+        tokens, outputs = rounded.codes.shape[0], packed.weight.shape[0]
+        if 0 < tokens <= MOST_ROWS_FLOAT8 and self._fits(packed.weight):
+            out = torch.empty(tokens, outputs, dtype=dtype, device=rounded.codes.device)
+            self.few(rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, out)
+            return out
         return torch._scaled_mm(  # the only door that torch has to float8 products
-            codes,
+            rounded.codes,
             packed.weight.t(),
-            scale_a=scale,
+            scale_a=rounded.scale,
             scale_b=packed.scale[None, :],
             bias=packed.bias,
-            out_dtype=x.dtype,
+            out_dtype=dtype,
             use_fast_accum=True,
         )
 
     def few(
         self,
         x: torch.Tensor,
+        x_scale: torch.Tensor | None,
         weight: torch.Tensor,
         scale: torch.Tensor | None,
         bias: torch.Tensor | None,
+        out: torch.Tensor,
         tiling: FewRowsTiling | None = None,
-    ) -> torch.Tensor:
+    ) -> None:
         """Our own kernel, for at most 64 rows. A tiling is given only to compare it."""
         tiling = tiling or few_rows_tiling(x.shape[0], weight.element_size(), self._multiprocessors)
         elements = 2 * tiling.programs * tiling.outputs * 64
         key = (elements, -(-weight.shape[0] // tiling.outputs))
         if key not in self._scratch:
             self._scratch[key] = LinearScratch.allocate(*key, self._device)
-        return linear_few(x, weight, scale, bias, tiling=tiling, scratch=self._scratch[key])
+        scratch = self._scratch[key]
+        linear_few(x, x_scale, weight, scale, bias, out=out, tiling=tiling, scratch=scratch)
 
-    def _fits(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        """Whole input tiles only; small layers and float32 gain nothing."""
-        return (
-            x.is_cuda
-            and x.dtype != torch.float32
-            and x.stride(1) == 1
-            and weight.shape[1] % 256 == 0
-            and weight.numel() >= 1 << 20
-        )
+    def _fits(self, weight: torch.Tensor) -> bool:
+        """Whole input tiles only; small layers gain nothing."""
+        return weight.is_cuda and weight.shape[1] % 256 == 0 and weight.numel() >= 1 << 20

@@ -2,8 +2,8 @@
 
 All (output tile, input tile) pairs form one line, cut into equal shares, one per program. A program whose share ends
 inside an output tile leaves a partial sum; the last of the tile's programs to arrive adds them in order, so the result
-does not depend on who came when, nor on the other rows. Weights may be float8 with a scale per output: they are read
-as they are and widened in registers, the activations keep their precision.
+does not depend on who came when, nor on the other rows. Weight and activations may be float8, with a scale per output
+and one per row.
 """
 
 from __future__ import annotations
@@ -45,25 +45,34 @@ class LinearScratch:
 
 def few_rows_tiling(rows: int, itemsize: int, multiprocessors: int) -> FewRowsTiling:
     """Measured on an H200."""
-    inputs = 256 // itemsize if rows <= 16 else 128
-    return FewRowsTiling(outputs=64, inputs=inputs, warps=4, stages=4, programs=2 * multiprocessors)
+    if itemsize == 1:
+        outputs, inputs = (64, 256) if rows <= 32 else (128, 128)
+        return FewRowsTiling(
+            outputs=outputs, inputs=inputs, warps=4, stages=4, programs=2 * multiprocessors
+        )
+    return FewRowsTiling(outputs=64, inputs=128, warps=4, stages=5, programs=multiprocessors)
 
 
 def linear_few(
     x: torch.Tensor,
+    x_scale: torch.Tensor | None,
     weight: torch.Tensor,
     scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     *,
+    out: torch.Tensor,
     tiling: FewRowsTiling,
     scratch: LinearScratch,
-) -> torch.Tensor:
-    """x [T, K], T at most 64, times weight [N, K] transposed, times float32 scale [N], plus bias [N]: [T, N]."""
+) -> None:
+    """out [T, N] = x [T, K], T at most 64, times weight [N, K] transposed, plus bias [N].
+
+    float8 is scaled by float32 x_scale [T, 1] and scale [N]; both are None for wider types.
+    """
     tokens, inputs = x.shape
     outputs = weight.shape[0]
-    out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     _linear_few[(tiling.programs,)](
         x,
+        x_scale if x_scale is not None else x,
         weight,
         scale if scale is not None else x,
         bias if bias is not None else x,
@@ -84,12 +93,11 @@ def linear_few(
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
-    return out
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _linear_few(
-    x, weight, scale, bias, out, partial, arrivals, tokens, x_stride,
+    x, x_scale, weight, scale, bias, out, partial, arrivals, tokens, x_stride,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr, PROGRAMS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -110,7 +118,7 @@ def _linear_few(
             N, K, ROWS, OUTPUTS, INPUTS, PRECISION,
         )  # fmt: skip
         if last - at == steps:
-            _finish(out, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
+            _finish(out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
         else:
             within = tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
             segment = 2 * program + (at == start).to(tl.int32)
@@ -127,7 +135,9 @@ def _linear_few(
                     )
                     segment = 2 * (first + place + 1)
                 tl.store(arrivals + tile, 0)
-                _finish(out, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
+                _finish(
+                    out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS
+                )
         at = last
 
 
@@ -149,18 +159,20 @@ def _sum_segment(
         else:
             w = tl.load(weight_at + start, mask=output[:, None] < N, other=0.0)
         piece = tl.load(x_at + start, mask=token[:, None] < tokens, other=0.0)
-        acc = tl.dot(w.to(piece.dtype), tl.trans(piece), acc, input_precision=PRECISION)
+        acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION)
     return acc
 
 
 @triton.jit
 def _finish(
-    out, scale, bias, acc, output, tokens,
+    out, x_scale, scale, bias, acc, output, tokens,
     N: tl.constexpr, ROWS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     inside = output < N
     if HAS_SCALE:
+        row = tl.arange(0, ROWS)
         acc *= tl.load(scale + output, mask=inside, other=0.0)[:, None]
+        acc *= tl.load(x_scale + row, mask=row < tokens, other=0.0)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)[:, None]
     token = tl.arange(0, ROWS)[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
 from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear
 from nonet.kernels.triton.logits import logits
+from nonet.kernels.triton.quantize_rows import Rounded, quantize_rows
 from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
 from nonet.kernels.triton.rope_store import rope_store
 from nonet.kernels.triton.rows import take_rows
@@ -46,6 +47,8 @@ class TritonOps:
         multiprocessors = _multiprocessors(device)
         self.paged_attention = PagedAttention(device, multiprocessors)
         self.linears = Linears(device, multiprocessors)
+        self._has_float8 = False
+        self._rounded: tuple[torch.Tensor, Rounded] | None = None
 
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
@@ -56,11 +59,16 @@ class TritonOps:
 
     def pack_float8(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Float8Linear:
         """A dense weight [N, K] rounded to float8 with a scale per output; `linear` alone understands it."""
+        self._has_float8 = True
         moved = weight.to(self.device, torch.float32)
         return float8_linear(moved, None if bias is None else bias.to(self.device, self.dtype))
 
     def linear(self, x: torch.Tensor, weight: DenseLinear | Float8Linear) -> torch.Tensor:
-        return self.linears(x, weight)
+        if isinstance(weight, DenseLinear):
+            return self.linears.dense(x, weight)
+        made = self._rounded
+        rounded = made[1] if made is not None and made[0] is x else quantize_rows(x)
+        return self.linears.float8(rounded, weight, self.dtype)
 
     def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
         return logits(x, weight.weight, weight.bias, softcap)
@@ -69,15 +77,29 @@ class TritonOps:
         return take_rows(table.weight, token_ids, scale)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return rms_norm(x, weight, eps)
+        rounded = self._room_for(x.shape)
+        return self._with(rounded, rms_norm(x, weight, eps, rounded))
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        return add_rms_norm(x, residual, weight, eps)
+        rounded = self._room_for(x.shape)
+        return self._with(rounded, add_rms_norm(x, residual, weight, eps, rounded))
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        return gated(gate_up, activation)
+        rounded = self._room_for((gate_up.shape[0], gate_up.shape[1] // 2))
+        return self._with(rounded, gated(gate_up, activation, rounded))
+
+    def _room_for(self, shape: Sequence[int]) -> Rounded | None:
+        """Where an operation leaves its result in float8 too, if any linear wants that."""
+        if not self._has_float8 or len(shape) != 2:
+            return None
+        return Rounded.empty(shape[0], shape[1], self.device)
+
+    def _with(self, rounded: Rounded | None, out: torch.Tensor) -> torch.Tensor:
+        """Remembers the float8 form of `out`, the latest result, for a linear that is given this very tensor."""
+        self._rounded = None if rounded is None else (out, rounded)
+        return out
 
     def rope_store(
         self,

@@ -1,4 +1,7 @@
-"""RMSNorm, alone or after adding to the residual stream: one row per program, summed in one fixed order."""
+"""RMSNorm, alone or after adding to the residual stream: one row per program, summed in one fixed order.
+
+Where float8 linears follow, the row is also rounded to float8 while it is at hand.
+"""
 
 from __future__ import annotations
 
@@ -6,56 +9,57 @@ import torch
 import triton
 import triton.language as tl
 
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_row
+
 __all__ = ["add_rms_norm", "rms_norm"]
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x [..., M] normed over its last dimension, times float32 weight [M]."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    width = x.shape[-1]
-    if x.numel():
-        grid = (x.numel() // width,)
-        _rms_norm[grid](
-            x,
-            x,
-            weight,
-            out,
-            eps,
-            width,
-            triton.next_power_of_2(width),
-            False,
-            num_warps=_warps(width),
-        )
-    return out
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, rounded: Rounded | None = None
+) -> torch.Tensor:
+    """x [..., M] normed over its last dimension, times float32 weight [M]; fills `rounded` if given."""
+    return _launch(x.contiguous(), None, weight, eps, rounded)
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    rounded: Rounded | None = None,
 ) -> torch.Tensor:
     """Adds x to residual in place (rounded to its dtype, as the stream is kept), then norms the sum."""
-    x = x.contiguous()
+    return _launch(x.contiguous(), residual, weight, eps, rounded)
+
+
+def _launch(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    rounded: Rounded | None,
+) -> torch.Tensor:
     out = torch.empty_like(x)
     width = x.shape[-1]
+    block = triton.next_power_of_2(width)
     if x.numel():
-        grid = (x.numel() // width,)
-        _rms_norm[grid](
+        _rms_norm[(x.numel() // width,)](
             x,
-            residual,
+            x if residual is None else residual,
             weight,
             out,
+            out if rounded is None else rounded.codes,
+            out if rounded is None else rounded.scale,
             eps,
-            width,
-            triton.next_power_of_2(width),
-            True,
-            num_warps=_warps(width),
+            WIDTH=width,
+            BLOCK=block,
+            ADD=residual is not None,
+            ROUND=rounded is not None,
+            LARGEST=FLOAT8_MAX,
+            # About 16 elements a thread: at decode few rows are in flight, so latency counts.
+            num_warps=min(16, max(1, block // 512)),
         )
     return out
-
-
-def _warps(width: int) -> int:
-    """About 16 elements a thread: few enough rows are in flight at decode that latency counts."""
-    return min(16, max(1, triton.next_power_of_2(width) // 512))
 
 
 @triton.jit
@@ -64,20 +68,31 @@ def _rms_norm(
     residual,
     weight,
     out,
+    codes,
+    scales,
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
+    ROUND: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * WIDTH
+    token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
-    value = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
+    row = token * WIDTH + at
+    # Asked for first: nothing after the sum should wait for memory.
+    factor = tl.load(weight + at, mask=inside, other=0.0)
+    value = tl.load(x + row, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        value += tl.load(residual + row + at, mask=inside, other=0.0).to(tl.float32)
-        rounded = value.to(residual.dtype.element_ty)
-        tl.store(residual + row + at, rounded, mask=inside)
-        value = rounded.to(tl.float32)
+        value += tl.load(residual + row, mask=inside, other=0.0).to(tl.float32)
+        sum_rounded = value.to(residual.dtype.element_ty)
+        tl.store(residual + row, sum_rounded, mask=inside)
+        value = sum_rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 0) / WIDTH + eps)
-    normed = value * scale * tl.load(weight + at, mask=inside, other=0.0)
-    tl.store(out + row + at, normed.to(out.dtype.element_ty), mask=inside)
+    normed = (value * scale * factor).to(out.dtype.element_ty)
+    tl.store(out + row, normed, mask=inside)
+    if ROUND:
+        eighth, row_scale = round_row(normed.to(tl.float32), LARGEST)
+        tl.store(codes + row, eighth.to(codes.dtype.element_ty), mask=inside)
+        tl.store(scales + token, row_scale)

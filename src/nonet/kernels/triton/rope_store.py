@@ -75,6 +75,8 @@ def _rope_store(
     K_NORM: tl.constexpr,
 ):
     token = tl.program_id(0)
+    slot = tl.load(slots + token).to(tl.int64)
+    position = tl.load(positions + token).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     lane = tl.arange(0, HALF)
     inside = (head[:, None] < H + 2 * K) & (lane[None, :] < D // 2)
@@ -88,14 +90,13 @@ def _rope_store(
         first, second = _norm(first, second, q_norm, is_q, lane, eps, row, D)
     if K_NORM:
         first, second = _norm(first, second, k_norm, is_k, lane, eps, row, D)
-    angle = cos_sin + tl.load(positions + token).to(tl.int64) * D + lane
+    angle = cos_sin + position * D + lane
     turned = (is_q | is_k)[:, None]
     cos = tl.where(turned, tl.load(angle, mask=lane < D // 2, other=0.0)[None, :], 1.0)
     sin = tl.where(turned, tl.load(angle + D // 2, mask=lane < D // 2, other=0.0)[None, :], 0.0)
     turned_first = first * cos - second * sin
     turned_second = second * cos + first * sin
     _store(row + at, turned_first, turned_second, inside & is_q[:, None], D)
-    slot = tl.load(slots + token).to(tl.int64)
     kept = inside & (slot >= 0)
     kv_head = tl.where(is_k, head - H, head - H - K)[:, None]
     place = (slot // P * K + kv_head) * (P * D) + slot % P * D + lane[None, :]
