@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nonet.engine.scorer import Scorer
 from tests.model.families import CONFIGS, save
-from tests.model.forward import BareModel
 
 TOLERANCE = 1e-3
 
@@ -20,7 +20,7 @@ def test_logits_equal_transformers(name: str, kernels: str, tmp_path: Path) -> N
     token_ids = torch.randint(0, 199, (1, 150), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = oracle(token_ids).logits[0]
-    ours = BareModel(tmp_path, kernels=kernels).logits(token_ids[0].tolist())
+    ours = Scorer(tmp_path, kernels=kernels).logits(token_ids[0].tolist())
     assert expected.abs().max() > 0.5, "logits this small would hide a mistake"
     assert (ours - expected).abs().max().item() < TOLERANCE
 
@@ -29,7 +29,7 @@ def test_logits_equal_transformers(name: str, kernels: str, tmp_path: Path) -> N
 def test_chunks_do_not_change_logits(name: str, tmp_path: Path) -> None:
     save(name, tmp_path)
     token_ids = torch.randint(0, 199, (120,), generator=torch.Generator().manual_seed(6)).tolist()
-    model = BareModel(tmp_path)
+    model = Scorer(tmp_path)
     whole = model.logits(token_ids)
     for chunks in ([1] * 120, [7, 1, 16, 31], [64, 1, 1]):
         assert (model.logits(token_ids, chunks) - whole).abs().max().item() < 1e-4
@@ -41,7 +41,7 @@ def test_a_sharded_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     token_ids = list(range(3, 60))
     with torch.no_grad():
         expected = oracle(torch.tensor([token_ids])).logits[0]
-    assert (BareModel(tmp_path).logits(token_ids) - expected).abs().max().item() < TOLERANCE
+    assert (Scorer(tmp_path).logits(token_ids) - expected).abs().max().item() < TOLERANCE
 
 
 def test_the_check_rejects_a_shifted_position(
@@ -61,4 +61,4 @@ def test_the_check_rejects_a_shifted_position(
         return frequencies.roll(1), factor
 
     monkeypatch.setattr(rotary, "inverse_frequencies", wrong)
-    assert (BareModel(tmp_path).logits(token_ids) - expected).abs().max().item() > TOLERANCE
+    assert (Scorer(tmp_path).logits(token_ids) - expected).abs().max().item() > TOLERANCE

@@ -15,10 +15,10 @@ from nonet.core.errors import ConfigError, ModelFileError, UnsupportedModelError
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
+from nonet.engine.scorer import Scorer
 from nonet.weights.open import open_weights
 from nonet.weights.spec import read_spec
 from tests.model.families import save
-from tests.model.forward import BareModel
 from tests.unit.quant.checkpoint_writers import write_awq, write_gptq, write_packed
 
 TOLERANCE = 1e-3
@@ -164,7 +164,7 @@ def test_logits_equal_transformers_with_dequantised_weights(
     oracle = publish(name, tmp_path, as_codes)
     with torch.no_grad():
         expected = oracle(torch.tensor([TOKENS])).logits[0]
-    ours = BareModel(tmp_path, weight_format=weight_format).logits(TOKENS)
+    ours = Scorer(tmp_path, weight_format=weight_format).logits(TOKENS)
     assert expected.abs().max() > 0.5, "logits this small would hide a mistake"
     assert (ours - expected).abs().max().item() < TOLERANCE
 
@@ -189,7 +189,7 @@ def test_the_check_rejects_other_zeros(tmp_path: Path) -> None:
     declare(tmp_path, GPTQ | V2)
     with torch.no_grad():
         expected = oracle(torch.tensor([TOKENS])).logits[0]
-    assert (BareModel(tmp_path).logits(TOKENS) - expected).abs().max().item() > TOLERANCE
+    assert (Scorer(tmp_path).logits(TOKENS) - expected).abs().max().item() > TOLERANCE
 
 
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:

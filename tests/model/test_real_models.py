@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
+from nonet.engine.scorer import Scorer
 from tests.data.prompts import PROMPTS
-from tests.model.forward import BareModel
 from tests.real_models import real_model
 
 MODELS = ["smollm2", "qwen2.5-coder-0.5b", "gemma-3-270m"]
@@ -56,7 +56,7 @@ def test_logits_equal_transformers(model_path: Path, oracle: PreTrainedModel) ->
     with torch.no_grad():
         expected = oracle(ids).logits[0]
     for kernels in ("reference", "native"):
-        ours = BareModel(model_path, kernels=kernels, max_tokens=256).logits(ids[0].tolist())
+        ours = Scorer(model_path, kernels=kernels, max_tokens=256).logits(ids[0].tolist())
         difference = (ours - expected).abs().max().item()
         assert difference < TOLERANCE, f"{kernels}: {difference}"
 

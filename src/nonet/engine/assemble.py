@@ -29,12 +29,13 @@ from nonet.sampling.sampler import Sampler
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
+from nonet.weights.base import WeightSource
 from nonet.weights.dummy import DummySource
 from nonet.weights.load import LoadedParameters
 from nonet.weights.open import open_weights
 from nonet.weights.spec import read_spec
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "load_model", "make_ops"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,8 +48,13 @@ def build_engine(
     """Load the model and build everything around it. `progress` is called with (layers loaded, all layers)."""
     began = time.monotonic()
     spec = spec or read_spec(Path(resolved.model_path))
-    ops = _ops(resolved)
-    model = _model(resolved, spec, ops, progress)
+    ops = make_ops(resolved.kernels, resolved.dtype, resolved.device, resolved.threads)
+    source = (
+        DummySource(spec, resolved.seed)
+        if resolved.dummy_weights
+        else open_weights(Path(resolved.model_path))
+    )
+    model = load_model(source, spec, ops, resolved.weight_format, resolved.max_model_len, progress)
     device_side = _device_side(resolved, spec, ops, model)
     kv = KVCache(resolved.groups, resolved.num_blocks, resolved.block_size, resolved.prefix_cache)
     limits = SchedulerLimits(
@@ -78,28 +84,24 @@ class _DeviceSide:
     recording: Recording | None
 
 
-def _ops(resolved: Resolved) -> Ops:
-    implementation = KERNELS.load(resolved.kernels)
-    ops: Ops = implementation.create(
-        DTYPES[resolved.dtype], torch.device(resolved.device), resolved.threads
-    )
+def make_ops(kernels: str, dtype: str, device: str, threads: int) -> Ops:
+    """The kernel implementation of that name."""
+    ops: Ops = KERNELS.load(kernels).create(DTYPES[dtype], torch.device(device), threads)
     return ops
 
 
-def _model(
-    resolved: Resolved, spec: ModelSpec, ops: Ops, progress: Callable[[int, int], None] | None
+def load_model(
+    source: WeightSource,
+    spec: ModelSpec,
+    ops: Ops,
+    weight_format: str,
+    max_model_len: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    source = (
-        DummySource(spec, resolved.seed)
-        if resolved.dummy_weights
-        else open_weights(Path(resolved.model_path))
-    )
+    """The model with its weights packed; closes the source."""
     try:
-        parameters = LoadedParameters(
-            source, spec, ops, WEIGHT_FORMATS.build(resolved.weight_format)
-        )
-        block = FAMILIES.load(spec.family)
-        return Decoder(spec, ops, parameters, block, resolved.max_model_len, progress)
+        parameters = LoadedParameters(source, spec, ops, WEIGHT_FORMATS.build(weight_format))
+        return Decoder(spec, ops, parameters, FAMILIES.load(spec.family), max_model_len, progress)
     finally:
         source.close()
 

@@ -1,4 +1,4 @@
-"""Run nonet's model alone, without a scheduler: any chunking of one sequence, logits of every position."""
+"""The model alone, without a scheduler: logits of every position of a text, for tests and quality figures."""
 
 from __future__ import annotations
 
@@ -10,44 +10,37 @@ import torch
 from nonet.config.groups import cache_groups
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import BlockTableUpdate, NewSequence, Row
-from nonet.kernels import KERNELS
-from nonet.kernels.ops import Ops
+from nonet.engine.assemble import load_model, make_ops
 from nonet.kv.storage import KVStorage
-from nonet.models.decoder import Decoder
-from nonet.models.registry import FAMILIES
-from nonet.quant.formats import WEIGHT_FORMATS
 from nonet.runner.batch import StepBuffers
 from nonet.runner.sequences import SequenceTable
-from nonet.weights.load import LoadedParameters
 from nonet.weights.open import open_weights
 from nonet.weights.spec import read_spec
 
-__all__ = ["BareModel"]
+__all__ = ["Scorer"]
 
 BLOCK = 16
 
 
-class BareModel:
-    """A model with its own KV memory for one sequence of at most `max_tokens` tokens."""
+class Scorer:
+    """A model with its own KV memory for one sequence of at most `max_tokens` tokens, on the CPU.
+
+    `weight_format` and `kernels` are names of their catalogues.
+    """
 
     def __init__(
         self,
         path: Path,
         *,
         kernels: str = "reference",
-        dtype: torch.dtype = torch.float32,
+        dtype: str = "float32",
         weight_format: str = "dense",
+        threads: int = 2,
         max_tokens: int = 512,
     ) -> None:
         self.spec = read_spec(path)
-        self.ops: Ops = KERNELS.load(kernels).create(dtype, torch.device("cpu"), 2)
-        source = open_weights(path)
-        parameters = LoadedParameters(
-            source, self.spec, self.ops, WEIGHT_FORMATS.build(weight_format)
-        )
-        block = FAMILIES.load(self.spec.family)
-        self.model = Decoder(self.spec, self.ops, parameters, block, max_tokens)
-        source.close()
+        self.ops = make_ops(kernels, dtype, "cpu", threads)
+        self.model = load_model(open_weights(path), self.spec, self.ops, weight_format, max_tokens)
         groups = cache_groups(self.spec)
         blocks = -(-max_tokens // BLOCK)
         storage = KVStorage(self.spec, groups, self.ops, blocks * len(groups), BLOCK)
