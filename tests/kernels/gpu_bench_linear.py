@@ -94,12 +94,19 @@ def tune_few() -> list[Row]:
             torch.randn(n, k, device=DEVICE, dtype=DTYPE) for _ in range(copies_for(n * k * 2))
         ]
         packed = [ops.pack_float8(one) for one in dense]
-        for kind, m in (("bf16", 1), ("bf16", 16), ("fp8", 1), ("fp8", 16), ("fp8", 64)):
+        for kind, m in (
+            ("bf16", 1),
+            ("bf16", 16),
+            ("fp8", 1),
+            ("fp8", 16),
+            ("fp8", 64),
+            ("fp8", 128),
+        ):
             x = torch.randn(m, k, device=DEVICE, dtype=DTYPE)
             rounded = quantize_rows(x)
             out = torch.empty(m, n, device=DEVICE, dtype=DTYPE)
             row: Row = {"what": "few rows", "kind": kind, "N": n, "K": k, "M": m}
-            for outputs, inputs, warps, stages, per_sm in FEW_TILINGS[kind, m > 16]:
+            for outputs, inputs, warps, stages, per_sm in FEW_TILINGS[kind, m]:
                 tiling = FewRowsTiling(outputs, inputs, warps, stages, 132 * per_sm)
                 few = partial(ops.linears.few, bias=None, out=out, tiling=tiling)
                 calls: list[Callable[[], object]] = [
@@ -117,15 +124,22 @@ def tune_few() -> list[Row]:
     return rows
 
 
+DENSE_TILINGS = [(64, 128, 4, 5, 1), (64, 128, 4, 4, 2)]
+FLOAT8_TILINGS = [
+    (64, 256, 4, 4, 2), (64, 256, 4, 6, 1), (128, 128, 4, 4, 2), (64, 128, 4, 6, 2),
+    (64, 128, 4, 8, 2), (64, 256, 4, 4, 3), (128, 256, 4, 4, 1), (64, 512, 4, 3, 2),
+]  # fmt: skip
 FEW_TILINGS = {
-    ("bf16", False): [(64, 128, 4, 5, 1), (64, 128, 4, 4, 2)],
-    ("fp8", False): [
-        (64, 256, 4, 4, 2), (64, 256, 4, 6, 1), (128, 128, 4, 4, 2), (64, 128, 4, 6, 2),
-        (64, 128, 4, 8, 2), (64, 256, 4, 4, 3), (128, 256, 4, 4, 1), (64, 512, 4, 3, 2),
-    ],
-    ("fp8", True): [
+    ("bf16", 1): DENSE_TILINGS,
+    ("bf16", 16): DENSE_TILINGS,
+    ("fp8", 1): FLOAT8_TILINGS,
+    ("fp8", 16): FLOAT8_TILINGS,
+    ("fp8", 64): [
         (64, 128, 4, 4, 2), (128, 128, 4, 4, 2), (128, 128, 8, 4, 2), (64, 256, 4, 4, 1),
-        (128, 256, 8, 3, 1), (128, 128, 4, 5, 1),
+        (128, 256, 8, 3, 1), (128, 128, 8, 5, 1),
+    ],
+    ("fp8", 128): [
+        (128, 128, 8, 4, 1), (128, 128, 8, 3, 2), (64, 128, 4, 4, 2), (128, 256, 8, 3, 1),
     ],
 }  # fmt: skip
 

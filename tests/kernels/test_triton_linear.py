@@ -67,7 +67,7 @@ def test_rows_are_rounded_like_torch() -> None:
 
 @gpu
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 7, 16, 17, 64, 65, 300])
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 64, 65, 300, 513, 700, 1023])
 @pytest.mark.parametrize(("outputs", "inputs"), [(4096, 4096), (1024, 2048), (1536, 8960)])
 def test_float8_linear(rows: int, outputs: int, inputs: int) -> None:
     """Against the product of what was rounded, which leaves the order of sums alone; and near the unrounded one."""
@@ -81,7 +81,7 @@ def test_float8_linear(rows: int, outputs: int, inputs: int) -> None:
     right = packed.weight.double() * packed.scale.double()[:, None]
     got = ops.linear(x, packed)
     assert got.dtype == torch.bfloat16
-    assert near(got, left @ right.t() + bias.double()) < 5e-3
+    assert near(got, left @ right.t() + bias.double()) < 6e-3
     assert near(got, x.double() @ weight.double().t() + bias.double()) < 4.5e-2
 
 

@@ -14,13 +14,18 @@ from nonet.kernels.triton.linear_few import (
     linear_few,
 )
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
+from nonet.kernels.triton.scale_product import scale_product
 
 __all__ = ["DenseLinear", "Float8Linear", "Linears", "float8_linear"]
 
 # Above these cuBLAS is as fast or faster (measured on an H200).
 MOST_ROWS_DENSE = 16
 MOST_WEIGHTS_DENSE = 4096 * 4096
-MOST_ROWS_FLOAT8 = 64
+MOST_ROWS_FLOAT8 = 16
+# cuBLAS's kernels for scales by row are slow for few rows, by a third or more: up to here one without, and our own
+# scaling behind it, is faster.
+MOST_ROWS_UNSCALED = 512
+MOST_ROWS = 128  # that our own kernel can take
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Linears:
         self._device = device
         self._multiprocessors = multiprocessors
         self._scratch: dict[tuple[int, int], LinearScratch] = {}
+        self._one = torch.ones((), dtype=torch.float32, device=device)
 
     def dense(self, x: torch.Tensor, packed: DenseLinear) -> torch.Tensor:
         """x [T, K] to [T, N]."""
@@ -72,14 +78,26 @@ class Linears:
             out = torch.empty(tokens, outputs, dtype=dtype, device=rounded.codes.device)
             self.few(rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, out)
             return out
-        return torch._scaled_mm(  # the only door that torch has to float8 products
-            rounded.codes,
-            packed.weight.t(),
-            scale_a=rounded.scale,
-            scale_b=packed.scale[None, :],
-            bias=packed.bias,
-            out_dtype=dtype,
-            use_fast_accum=True,
+        if tokens <= MOST_ROWS_UNSCALED:
+            out = self._product(rounded.codes, packed.weight, self._one, self._one, dtype)
+            scale_product(out, rounded.scale, packed.scale, packed.bias)
+            return out
+        out = self._product(
+            rounded.codes, packed.weight, rounded.scale, packed.scale[None, :], dtype
+        )
+        return out if packed.bias is None else out.add_(packed.bias)
+
+    def _product(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        x_scale: torch.Tensor,
+        scale: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """cuBLAS through the only door that torch has to float8 products."""
+        return torch._scaled_mm(
+            x, weight.t(), scale_a=x_scale, scale_b=scale, out_dtype=dtype, use_fast_accum=True
         )
 
     def few(
@@ -92,9 +110,9 @@ class Linears:
         out: torch.Tensor,
         tiling: FewRowsTiling | None = None,
     ) -> None:
-        """Our own kernel, for at most 64 rows. A tiling is given only to compare it."""
+        """Our own kernel, for at most MOST_ROWS rows. A tiling is given only to compare it."""
         tiling = tiling or few_rows_tiling(x.shape[0], weight.element_size(), self._multiprocessors)
-        elements = 2 * tiling.programs * tiling.outputs * 64
+        elements = 2 * tiling.programs * tiling.outputs * MOST_ROWS
         key = (elements, -(-weight.shape[0] // tiling.outputs))
         if key not in self._scratch:
             self._scratch[key] = LinearScratch.allocate(*key, self._device)

@@ -46,9 +46,9 @@ class LinearScratch:
 def few_rows_tiling(rows: int, itemsize: int, multiprocessors: int) -> FewRowsTiling:
     """Measured on an H200."""
     if itemsize == 1:
-        outputs, inputs = (64, 256) if rows <= 32 else (128, 128)
+        stages = 6 if rows <= 32 else 4
         return FewRowsTiling(
-            outputs=outputs, inputs=inputs, warps=4, stages=4, programs=2 * multiprocessors
+            outputs=64, inputs=128, warps=4, stages=stages, programs=2 * multiprocessors
         )
     return FewRowsTiling(outputs=64, inputs=128, warps=4, stages=5, programs=multiprocessors)
 

@@ -29,6 +29,8 @@ from nonet.kernels.triton.rows import take_rows
 
 __all__ = ["TritonOps"]
 
+MANY_ROWS = 64
+
 
 class TritonOps:
     """Everything in bfloat16 or float16 with float32 inside; float32 is exact and slow, for tests.
@@ -87,7 +89,9 @@ class TritonOps:
         return self._with(rounded, add_rms_norm(x, residual, weight, eps, rounded))
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        rounded = self._room_for((gate_up.shape[0], gate_up.shape[1] // 2))
+        tokens, both = gate_up.shape
+        # With few rows, one program a row is slower than many programs and a launch to round after them.
+        rounded = self._room_for((tokens, both // 2)) if tokens >= MANY_ROWS else None
         return self._with(rounded, gated(gate_up, activation, rounded))
 
     def _room_for(self, shape: Sequence[int]) -> Rounded | None:
