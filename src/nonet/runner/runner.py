@@ -53,7 +53,7 @@ class Runner:
         self._buffers = buffers
         self._sequences = sequences
         self._sampler = sampler
-        self._recording = recording
+        self.recording = recording
         self.times = RunnerTimes()
 
     @torch.inference_mode()
@@ -93,8 +93,8 @@ class Runner:
             self._sequences.update_table(update)
 
     def _forward(self, shape: StepShape, step: ForwardStep) -> torch.Tensor | None:
-        if self._recording is not None:
-            return self._recording.replay(shape)
+        if self.recording is not None:
+            return self.recording.replay(shape)
         if not shape.num_rows:
             self._model.hidden(step)
             return None
