@@ -23,6 +23,9 @@ pytestmark = pytest.mark.skipif(not native_available()[0], reason=native_availab
 CASES = [
     Case(((1, 1),)),
     Case(((1, 200), (1, 17), (1, 16), (1, 15))),
+    Case(tuple((1 + i % 2, 10 + 37 * i) for i in range(13)), heads=9, kv_heads=3),
+    Case(tuple((1, 5 + 31 * i) for i in range(9)), heads=16, kv_heads=16),
+    Case(tuple((1, 5 + 31 * i) for i in range(9)), heads=14, kv_heads=2, window=33),
     Case(((1, 1100),), heads=3, kv_heads=3),
     Case(((1, 1100),), heads=9, kv_heads=3, block_size=32),
     Case(((3, 3), (17, 40), (1, 129), (128, 128)), heads=9, kv_heads=3),

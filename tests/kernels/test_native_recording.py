@@ -12,7 +12,7 @@ import torch
 from nonet.core.errors import ConfigError
 from nonet.kernels.native import NativeOps, NativeRecording, native_available, time_program
 from nonet.kernels.native.memory import Arena
-from nonet.kernels.ops import StepShape
+from nonet.kernels.ops import Activation, StepShape
 from nonet.kernels.reference.ops import ReferenceOps
 from tests.kernels.native_stack import TINY, Buffers, Stack
 
@@ -101,9 +101,33 @@ def test_time_program_names_every_operation() -> None:
     tokens = buffers.fill(STEPS[0], 16, torch.Generator().manual_seed(0))
     table = time_program(recording, StepShape(tokens, 1, 1))
     assert table.keys() == {
-        "add_rms_norm", "attention", "embed", "gated", "gather_rows", "linear", "logits", "rms_norm", "rope_store",
+        "add_rms_norm", "attention", "embed", "gather_rows", "linear", "logits", "rms_norm", "rope_store",
     }  # fmt: skip
     assert all(seconds > 0 for seconds in table.values())
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+def test_gating_moves_into_the_linear_layer_only_where_nobody_else_reads_it(
+    activation: Activation, rows: int, dtype: torch.dtype
+) -> None:
+    ops = NativeOps(dtype, 2)
+    down, x = ops.pack(torch.randn(48, 80)), torch.randn(64, 160)
+    ids = torch.arange(64, dtype=torch.int32)
+
+    def once(x: torch.Tensor) -> torch.Tensor:
+        return ops.linear(ops.gated(ops.gather_rows(x, ids), activation), down)
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        gated = ops.gated(ops.gather_rows(x, ids), activation)
+        ops.linear(gated, down)
+        return ops.linear(gated, down)
+
+    for forward, labels in ((once, 2), (twice, 4)):
+        recording = ops.record(lambda _, forward=forward: forward(x), StepShape(64, 1, 64))
+        assert isinstance(recording, NativeRecording)
+        assert len(recording.labels) == labels
+        assert torch.equal(recording.replay(StepShape(rows, 1, rows)), once(x)[:rows])
 
 
 def test_programs_from_two_python_threads_take_turns() -> None:

@@ -202,6 +202,8 @@ class Library:
         self.address_of = self._read_kernels()
         self.attention_scratch_bytes: int = self._lib.nonet_attention_scratch_bytes()
         self.product_scratch_bytes: int = self._lib.nonet_product_scratch_bytes()
+        self.dense_panels: int = self._lib.nonet_dense_panels()
+        self.groupwise_panels: int = self._lib.nonet_groupwise_panels()
         self._teams: dict[tuple[int, int], int] = {}
 
     def team(self, threads: int) -> int:
@@ -238,6 +240,8 @@ class Library:
         lib.nonet_team_create.restype = _pointer
         lib.nonet_attention_scratch_bytes.restype = _int64
         lib.nonet_product_scratch_bytes.restype = _int64
+        lib.nonet_dense_panels.restype = ctypes.c_int
+        lib.nonet_groupwise_panels.restype = ctypes.c_int
         lib.nonet_run.argtypes = [
             _pointer, _pointer, ctypes.c_int, _pointer, _int64, _int64, _pointer,
         ]  # fmt: skip

@@ -42,7 +42,7 @@ __all__ = ["NativeOps"]
 
 # Room for partial results when few sequences share out a long context (csrc/attention.cpp).
 _SHARED_BYTES = 8 << 20
-_OWN_ROWS = 4  # kOwnRows of csrc/product.h: rows that a thread may round in its own scratch
+_OWN_ROWS = 2  # kOwnRows of csrc/product.h: rows that a thread may round in its own scratch
 _GATES: dict[Activation, int] = {"silu": 1, "gelu_tanh": 2}  # Gate of csrc/linear.h
 
 
@@ -93,10 +93,12 @@ class NativeOps:
     ) -> NativeWeight:
         packed = None
         if isinstance(weight, GroupwiseTensor):
-            packed = pack_groupwise(weight, bias, self.dtype, self._int8, self._pages)
+            packed = pack_groupwise(
+                weight, bias, self.dtype, self._int8, self._library.groupwise_panels, self._pages
+            )
         if packed is None:
             dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
-            packed = pack_dense(dense, bias, self.dtype, self._pages)
+            packed = pack_dense(dense, bias, self.dtype, self._library.dense_panels, self._pages)
         needed = _OWN_ROWS * packed.row_bytes + self._library.product_scratch_bytes
         self._scratch_bytes = max(self._scratch_bytes, needed)
         return packed
@@ -112,7 +114,7 @@ class NativeOps:
         args = EmbedArgs(
             _indices(token_ids), out.data_ptr(), table.address, self._rows(token_ids), scale
         )
-        self._emit("embed", table.embed_kernel, args, token_ids, table)
+        self._emit("embed", table.embed_kernel, args, out, token_ids, table)
         return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -129,7 +131,7 @@ class NativeOps:
         args = GatedArgs(
             _floats(gate_up), out.data_ptr(), self._rows(gate_up), columns, _GATES[activation]
         )
-        self._emit("gated", "gated", args, gate_up)
+        self._emit("gated", "gated", args, out, gate_up)
         return out
 
     def rope_store(
@@ -163,7 +165,7 @@ class NativeOps:
             element=self._element,
             eps=eps,
         )
-        self._emit("rope_store", "rope_store", args, qkv, cos_sin, cache, inputs, *norms)
+        self._emit("rope_store", "rope_store", args, q, qkv, cos_sin, cache, inputs, *norms)
         return q
 
     def attention(
@@ -198,7 +200,7 @@ class NativeOps:
             scale=scale,
             softcap=softcap or 0.0,
         )
-        self._emit("attention", "attention", args, q, cache, inputs)
+        self._emit("attention", "attention", args, out, q, cache, inputs)
         return out
 
     def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -210,7 +212,7 @@ class NativeOps:
             out = self._tape.arena.empty(rows.shape[0], columns, RowKind.ROWS)
             live = Rows(RowKind.ROWS, 0)
         args = GatherArgs(_floats(x), _indices(rows), out.data_ptr(), live, columns)
-        self._emit("gather_rows", "gather_rows", args, x, rows)
+        self._emit("gather_rows", "gather_rows", args, out, x, rows)
         return out
 
     def allocate_cache(
@@ -252,7 +254,7 @@ class NativeOps:
         self._shared_bytes = max(self._shared_bytes, x.shape[0] * weight.row_bytes)
         out = self._empty(x, weight.num_outputs)
         args = LinearArgs(_floats(x), out.data_ptr(), weight.address, self._rows(x), softcap or 0.0)
-        self._emit(label, weight.linear_kernel, args, x, weight)
+        self._emit(label, weight.linear_kernel, args, out, x, weight)
         return out
 
     def _norm(
@@ -274,7 +276,7 @@ class NativeOps:
             x.shape[1],
             eps,
         )
-        self._emit(label, "norm", args, x, residual, wide)
+        self._emit(label, "norm", args, out, x, residual, wide)
         return out
 
     def _empty(self, like: torch.Tensor, columns: int) -> torch.Tensor:
@@ -289,12 +291,14 @@ class NativeOps:
             return Rows(-1, x.shape[0])
         return Rows(self._tape.arena.kind_of(x, RowKind.TOKENS), 0)
 
-    def _emit(self, label: str, kernel: str, args: ctypes.Structure, *operands: object) -> None:
-        """Run the operation now, or write it on the tape with what it reads."""
-        op = Op(self._library.address_of[kernel], ctypes.addressof(args))
+    def _emit(
+        self, label: str, kernel: str, args: ctypes.Structure, out: torch.Tensor, *operands: object
+    ) -> None:
+        """Run the operation now, or write it on the tape with what it reads and writes."""
         if self._tape is not None:
-            self._tape.append(label, op, args, operands)
+            self._tape.append(label, kernel, args, out, operands)
             return
+        op = Op(self._library.address_of[kernel], ctypes.addressof(args))
         self._library.run(
             self._library.team(self.threads),
             op,

@@ -38,23 +38,31 @@ class NativeWeight:
 
 
 def pack_dense(
-    weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, pages: HugePages
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    interleaved: int,
+    pages: HugePages,
 ) -> NativeWeight:
-    """[N, K] to panels of 16 outputs, [ceil(N / 16)][K / per_unit][16][per_unit]."""
+    """[N, K] to panels of 16 outputs, `interleaved` of them step by step.
+
+    That is [groups][K / per_unit][panels][16][per_unit]; the last group may hold fewer panels.
+    """
     outputs, inputs = weight.shape
     name = "bfloat16" if dtype == torch.bfloat16 else "float32"
     per_unit = 2 if dtype == torch.bfloat16 else 1
     panels, steps = -(-outputs // _PANEL), -(-inputs // per_unit)
     units = pages.allocate((panels, steps, _PANEL, per_unit), dtype)
-    whole = outputs // _PANEL
     source = weight.to(dtype)
     if inputs % per_unit:
         source = torch.nn.functional.pad(source, (0, steps * per_unit - inputs))
-    source = source.view(outputs, steps, per_unit)
-    units[:whole] = source[: whole * _PANEL].view(whole, _PANEL, steps, per_unit).transpose(1, 2)
-    if whole < panels:
-        rest = source[whole * _PANEL :]
-        units[whole, :, : len(rest)] = rest.transpose(0, 1)
+    source = _pad_rows(source, panels).view(panels, _PANEL, steps, per_unit)
+    for first, last in _panel_groups(panels, interleaved):
+        width = last - first if first + interleaved > last else interleaved
+        many = source[first:last].view(-1, width, _PANEL, steps, per_unit)
+        units[first:last].view(-1, steps, width, _PANEL, per_unit).copy_(
+            many.permute(0, 3, 1, 2, 4)
+        )
     padded_bias = _pad_bias(bias, panels, pages)
     struct = DenseWeight(
         units=units.data_ptr(),
@@ -79,6 +87,7 @@ def pack_groupwise(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     int8_activations: bool,
+    interleaved: int,
     pages: HugePages,
 ) -> NativeWeight | None:
     """Codes, scales and minimums as one stream of records; None for groups that the layout cannot hold."""
@@ -97,7 +106,11 @@ def pack_groupwise(
         parts.append(ordered.view(torch.uint8))
     record_bytes = sum(part.shape[-1] for part in parts)
     records = pages.allocate((panels, groups, record_bytes), torch.uint8)
-    torch.cat(parts, dim=-1, out=records)
+    source = torch.cat(parts, dim=-1)
+    for first, last in _panel_groups(panels, interleaved):
+        width = last - first if first + interleaved > last else interleaved
+        many = source[first:last].view(-1, width, groups, record_bytes)
+        records[first:last].view(-1, groups, width, record_bytes).copy_(many.transpose(1, 2))
     padded_bias = _pad_bias(bias, panels, pages)
     struct = GroupwiseWeight(
         records=records.data_ptr(),
@@ -129,6 +142,12 @@ def pack_groupwise(
         tensors=(records, padded_bias),
         row_bytes=row_bytes,
     )
+
+
+def _panel_groups(panels: int, interleaved: int) -> list[tuple[int, int]]:
+    """Ranges of panels that are interleaved alike: whole groups, then the rest."""
+    whole = panels // interleaved * interleaved
+    return [(first, last) for first, last in ((0, whole), (whole, panels)) if first < last]
 
 
 def _code_bytes(weight: GroupwiseTensor, panels: int) -> torch.Tensor:

@@ -1,13 +1,14 @@
-// Paged attention, the query heads of one KV head together, keys in fixed ranges.
+// Paged attention, the query heads of a KV head together, keys in fixed ranges.
 //
-// A work item is a tile: up to kQueryRows rows (queries times the heads that share a KV head) of one sequence and one
-// KV head. For each range of kRangeKeys keys, counted from key 0 of the sequence, a tile computes scores, their maximum
-// m, the weights exp(score - m) (in powers of two), their sum l and the weighted values, and folds (m, l, values) into what the ranges
-// before it gave. The ranges and the order of folding depend on key positions only, and an unseen key adds an exact
-// zero, so a row's result does not depend on how the queries were cut into chunks or who shares the tile.
+// A work item is a tile: up to kQueryRows rows (queries times the heads that share a KV head) of one sequence, and as
+// many KV heads as that leaves room for: all of them when a sequence decodes one token, so that its cache is read in
+// long stretches. For each range of kRangeKeys keys, counted from key 0 of the sequence, a tile computes scores, their maximum m, the weights
+// 2^(score - m), their sum l and the weighted values, and folds (m, l, values) into what the ranges before it gave. The
+// ranges and the order of folding depend on key positions only, and an unseen key adds an exact zero, so a row's result
+// does not depend on how the queries were cut into chunks or who shares the tile.
 //
-// With few tiles and long sequences (one user, long context) the ranges of a tile are shared out too: every range's
-// (m, l, values) goes to the shared scratch, and a second stage runs the same fold over them.
+// With few tiles and more than one range (one user) the ranges of a tile are shared out too: every range's (m, l,
+// values) goes to the shared scratch, and a second stage runs the same fold over them.
 #include "attention.h"
 
 #include <algorithm>
@@ -22,13 +23,9 @@ namespace {
 // Finds the tile of a work item; remembers where it was, because items come in rising order.
 class Tiles {
  public:
-  Tiles(const AttentionArgs& args, int sequences) : args_(args) {
-    const int group = args.heads / args.kv_heads;
-    heads_ = std::min(group, kQueryRows);
-    parts_ = args.kv_heads * ((group + heads_ - 1) / heads_);
-    queries_ = kQueryRows / heads_;
+  Tiles(const AttentionArgs& args, int sequences) : args_(args), group_(args.heads / args.kv_heads) {
     for (int s = 0; s < sequences; ++s) {
-      count += tiles(s);
+      count += shape(s).count();
       if (query_count(s) > 0) longest = std::max(longest, args.kv_len[s]);
     }
   }
@@ -38,28 +35,50 @@ class Tiles {
 
   Tile find(int item) {
     if (item < before_) sequence_ = before_ = 0;
-    while (item >= before_ + tiles(sequence_)) before_ += tiles(sequence_++);
-    const int group = args_.heads / args_.kv_heads;
-    const int per_part = (query_count(sequence_) + queries_ - 1) / queries_;
-    const int part = (item - before_) / per_part;
-    const int parts_per_head = parts_ / args_.kv_heads;
+    Shape cut = shape(sequence_);
+    while (item >= before_ + cut.count()) {
+      before_ += cut.count();
+      cut = shape(++sequence_);
+    }
+    const int part = (item - before_) / cut.query_parts, query_part = (item - before_) % cut.query_parts;
+    const int head_part = part % cut.head_parts;
     Tile tile;
     tile.sequence = sequence_;
-    tile.kv_head = part / parts_per_head;
-    const int first_in_group = part % parts_per_head * heads_;
-    tile.first_head = tile.kv_head * group + first_in_group;
-    tile.heads = std::min(heads_, group - first_in_group);
-    tile.first_query = (item - before_) % per_part * queries_;
-    tile.queries = std::min(queries_, query_count(sequence_) - tile.first_query);
+    tile.kv_head = part / cut.head_parts * cut.kv_heads;
+    tile.kv_heads = std::min(cut.kv_heads, args_.kv_heads - tile.kv_head);
+    tile.first_head = tile.kv_head * group_ + head_part * cut.heads;
+    tile.heads = std::min(cut.heads, group_ - head_part * cut.heads);
+    tile.first_query = query_part * cut.queries;
+    tile.queries = std::min(cut.queries, query_count(sequence_) - tile.first_query);
     return tile;
   }
 
  private:
+  // How one sequence is cut: KV heads, query heads of each and queries of a tile, and how many parts that makes.
+  struct Shape {
+    int kv_heads, heads, queries;
+    int kv_parts, head_parts, query_parts;
+    int count() const { return kv_parts * head_parts * query_parts; }
+  };
+
   int query_count(int s) const { return args_.query_start[s + 1] - args_.query_start[s]; }
-  int tiles(int s) const { return (query_count(s) + queries_ - 1) / queries_ * parts_; }
+
+  Shape shape(int s) const {
+    const int queries = query_count(s);
+    Shape cut;
+    cut.heads = std::min(group_, kQueryRows);
+    cut.queries = kQueryRows / cut.heads;
+    cut.kv_heads = 1;
+    if (queries > 0 && queries <= cut.queries && cut.heads == group_)
+      cut.kv_heads = std::min(args_.kv_heads, kQueryRows / (queries * group_));
+    cut.kv_parts = (args_.kv_heads + cut.kv_heads - 1) / cut.kv_heads;
+    cut.head_parts = (group_ + cut.heads - 1) / cut.heads;
+    cut.query_parts = (queries + cut.queries - 1) / cut.queries;
+    return cut;
+  }
 
   const AttentionArgs& args_;
-  int heads_, parts_, queries_;
+  int group_;
   int sequence_ = 0;
   int before_ = 0;  // tiles of the sequences before `sequence_`
 };
@@ -89,7 +108,7 @@ struct Cut {
 
   Cut(const AttentionArgs& args, const Context& context)
       : tiles(args, context.rows(args.sequences)), parts(args, tiles, context) {
-    const bool few = tiles.count < 4 * context.threads && tiles.longest > 2 * kRangeKeys;
+    const bool few = tiles.count < 4 * context.threads && tiles.longest > kRangeKeys;
     is_shared = few && context.threads > 1 && parts.bytes(tiles.count) <= (int64_t)context.shared_bytes;
   }
 };

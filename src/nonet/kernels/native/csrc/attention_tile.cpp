@@ -86,43 +86,47 @@ bool TileAttention<E>::compute(const Tile& tile, int range) {
   const int first = std::max(range_key, first_key(tile, 0));
   const int last = std::min(range_key + kRangeKeys, last_key(tile, tile.queries - 1) + 1);
   if (first >= last) return false;
-  if (tile.rows() <= kAttentionRows) prefetch_values(tile, first, last);
-  score(tile, range_key, first, last);
+  // With few rows the cache comes from memory, and it comes fastest in the order it lies there: block by block, all heads
+  // of a block. With many it comes from L2, and wide tiles count.
+  const bool is_stream = tile.rows_per_kv_head() <= kAttentionRows;
+  const int width = is_stream ? std::min(kAttentionPanels, args_.block_size / kLanes) : kAttentionPanels;
+  for (int key = first / kLanes * kLanes; key < last; key += width * kLanes) {
+    const int panels = std::min(width, (last - key + kLanes - 1) / kLanes);
+    for (int kv = 0; kv < tile.kv_heads; ++kv) score(tile, kv, panels, key, range_key);
+  }
   for (int row = 0; row < tile.rows(); ++row) weigh(tile, row, range_key, first, last);
-  mix(tile, range_key, first, last);
+  const int stretch = is_stream ? args_.block_size : kRangeKeys;
+  for (int key = first; key < last;) {
+    const int end = std::min(last, (key / stretch + 1) * stretch);
+    for (int kv = 0; kv < tile.kv_heads; ++kv) {
+      Segment segments[kMaxSegments];
+      const int count = list_segments(tile, kv, range_key, key, end, segments);
+      mix(tile, kv, segments, count, key > first);
+    }
+    key = end;
+  }
   return true;
 }
 
-// With few rows the cache is read from memory, once: ask for the values while the scores are computed.
+// Scores of up to kAttentionPanels groups of 16 keys, before scaling; those of keys past the sequence may be anything.
 template <Element E>
-void TileAttention<E>::prefetch_values(const Tile& tile, int first, int last) const {
-  const uint32_t* values = static_cast<const uint32_t*>(args_.values);
-  for (int key = first; key < last; key += args_.block_size - key % args_.block_size) {
-    const uint32_t* block = shape_.value_block(values, block_of(tile, key), tile.kv_head);
-    for (int64_t unit = 0; unit < shape_.head_units(); unit += kLanes) __builtin_prefetch(block + unit);
-  }
-}
-
-// Scores of whole groups of 16 keys, before scaling; lanes outside [first, last) hold anything.
-template <Element E>
-void TileAttention<E>::score(const Tile& tile, int range_key, int first, int last) {
+void TileAttention<E>::score(const Tile& tile, int kv, int panels, int key, int range_key) {
   const uint32_t* keys = static_cast<const uint32_t*>(args_.keys);
-  const int units = args_.dim / kPerUnit;
-  for (int key = first / kLanes * kLanes; key < last; key += kAttentionPanels * kLanes) {
-    const uint32_t* groups[kAttentionPanels];
-    int panels = 0;
-    for (int k = key; panels < kAttentionPanels && k < last; k += kLanes)
-      groups[panels++] = shape_.key_block(keys, block_of(tile, k), tile.kv_head) + k % args_.block_size;
-    for (int b = 0; b * kRowUnits < units; ++b) {
-      const uint32_t* block_groups[kAttentionPanels];
-      for (int p = 0; p < panels; ++p) block_groups[p] = groups[p] + (int64_t)b * kRowUnits * args_.block_size;
-      for (int row = 0; row < tile.rows(); row += kAttentionRows) {
-        PanelTile product =
-            with_rows(tile.rows() - row, [&](auto rows) { return score_tile<E, decltype(rows)::value>(panels); });
-        product(work_.q + (b * tile.rows() + row) * kRowUnits, block_groups, args_.block_size,
-                std::min(kRowUnits, units - b * kRowUnits), b == 0 ? kZeros : nullptr,
-                work_.scores + row * kRangeKeys + key - range_key, kRangeKeys);
-      }
+  const int units = args_.dim / kPerUnit, rows = tile.rows_per_kv_head(), first_row = kv * rows;
+  const uint32_t* groups[kAttentionPanels];
+  for (int p = 0; p < panels; ++p) {
+    const int k = key + p * kLanes;
+    groups[p] = shape_.key_block(keys, block_of(tile, k), tile.kv_head + kv) + k % args_.block_size;
+  }
+  for (int b = 0; b * kRowUnits < units; ++b) {
+    const uint32_t* block_groups[kAttentionPanels];
+    for (int p = 0; p < panels; ++p) block_groups[p] = groups[p] + (int64_t)b * kRowUnits * args_.block_size;
+    for (int row = 0; row < rows; row += kAttentionRows) {
+      PanelTile product =
+          with_rows(rows - row, [&](auto count) { return score_tile<E, decltype(count)::value>(panels); });
+      product(work_.q + (b * tile.rows() + first_row + row) * kRowUnits, block_groups, args_.block_size,
+              std::min(kRowUnits, units - b * kRowUnits), b == 0 ? kZeros : nullptr,
+              work_.scores + (first_row + row) * kRangeKeys + key - range_key, kRangeKeys);
     }
   }
 }
@@ -132,8 +136,8 @@ template <Element E>
 void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first, int last) {
   float* scores = work_.scores + row * kRangeKeys;
   uint32_t* weights = work_.weights + row * kRowUnits;
-  const int low = std::max(first, first_key(tile, row / tile.heads)) - range_key;
-  const int high = std::min(last - 1, last_key(tile, row / tile.heads)) - range_key;
+  const int low = std::max(first, first_key(tile, tile.query(row))) - range_key;
+  const int high = std::min(last - 1, last_key(tile, tile.query(row))) - range_key;
   const int begin = (first - range_key) / kLanes * kLanes, end = last - range_key;
   const auto visible = [&](int i, f32x16 v, float otherwise) {
     if (i >= low && i + kLanes - 1 <= high) return v;
@@ -163,17 +167,15 @@ void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first
 }
 
 template <Element E>
-void TileAttention<E>::mix(const Tile& tile, int range_key, int first, int last) {
-  Segment segments[kMaxSegments];
-  const int count = list_segments(tile, range_key, first, last, segments);
-  const int panels = args_.dim / kLanes;
+void TileAttention<E>::mix(const Tile& tile, int kv, const Segment* segments, int count, bool is_more) {
+  const int panels = args_.dim / kLanes, rows = tile.rows_per_kv_head(), first_row = kv * rows;
   for (int panel = 0; panel < panels; panel += kAttentionPanels) {
-    for (int row = 0; row < tile.rows(); row += kAttentionRows) {
-      SegmentTile product = with_rows(tile.rows() - row, [&](auto rows) {
-        return mix_tile<E, decltype(rows)::value>(std::min(kAttentionPanels, panels - panel));
+    for (int row = 0; row < rows; row += kAttentionRows) {
+      SegmentTile product = with_rows(rows - row, [&](auto some) {
+        return mix_tile<E, decltype(some)::value>(std::min(kAttentionPanels, panels - panel));
       });
-      product(work_.weights + row * kRowUnits, segments, count, panel * kLanes, args_.dim,
-              work_.values + row * args_.dim + panel * kLanes, args_.dim);
+      product(work_.weights + (first_row + row) * kRowUnits, segments, count, panel * kLanes, args_.dim, is_more,
+              work_.values + (first_row + row) * args_.dim + panel * kLanes, args_.dim);
     }
   }
 }
@@ -181,7 +183,8 @@ void TileAttention<E>::mix(const Tile& tile, int range_key, int first, int last)
 // The values of keys [first, last), block by block. A bf16 pair at an edge of which one number may not be read (it may
 // be a NaN from an earlier owner of the block) is copied with that number set to zero.
 template <Element E>
-int TileAttention<E>::list_segments(const Tile& tile, int range_key, int first, int last, Segment* segments) {
+int TileAttention<E>::list_segments(const Tile& tile, int kv, int range_key, int first, int last,
+                                    Segment* segments) {
   const uint32_t* values = static_cast<const uint32_t*>(args_.values);
   int count = 0;
   const auto pair_with_mask = [&](const uint32_t* pair, int key, int edge, uint32_t mask) {
@@ -191,7 +194,7 @@ int TileAttention<E>::list_segments(const Tile& tile, int range_key, int first, 
   for (int key = first; key < last;) {
     const int offset = key % args_.block_size;
     int end = std::min(last, key - offset + args_.block_size);
-    const uint32_t* base = shape_.value_block(values, block_of(tile, key), tile.kv_head);
+    const uint32_t* base = shape_.value_block(values, block_of(tile, key), tile.kv_head + kv);
     const auto unit_row = [&](int k) { return base + (int64_t)((k % args_.block_size) / kPerUnit) * args_.dim; };
     const int next = end;
     if (kPerUnit == 2 && key % 2 == 1) {

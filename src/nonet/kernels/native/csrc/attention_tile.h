@@ -1,4 +1,4 @@
-// One tile of attention: the rows of a few queries and heads against one range of keys after the other.
+// One tile of attention: the rows of some queries and heads against one range of keys after the other.
 #pragma once
 
 #include <algorithm>
@@ -16,12 +16,15 @@ constexpr int kMaxDim = 256;
 constexpr int kRowUnits = 128;        // between two rows of queries or weights
 constexpr float kNothing = -3.0e38f;  // the maximum of no scores
 
+// Rows are ordered by KV head, query, head: row = (kv * queries + query) * heads + head.
 struct Tile {
   int sequence;
-  int kv_head;
-  int first_head, heads;      // query heads, all of one KV head
-  int first_query, queries;   // within the sequence
-  int rows() const { return heads * queries; }  // row = query * heads + head
+  int kv_head, kv_heads;     // more than one only with all query heads of each
+  int first_head, heads;     // query heads of each KV head
+  int first_query, queries;  // within the sequence
+  int rows_per_kv_head() const { return heads * queries; }
+  int rows() const { return rows_per_kv_head() * kv_heads; }
+  int query(int row) const { return row % rows_per_kv_head() / heads; }
 };
 
 // What a range, or all ranges so far, gave each row: the largest score in powers of two (score * scale * log2 e), and the
@@ -80,15 +83,15 @@ class TileAttention {
     return args_.block_table[tile.sequence * args_.table_stride + key / args_.block_size];
   }
   int64_t row_offset(const Tile& tile, int row) const {
-    const int64_t token = args_.query_start[tile.sequence] + tile.first_query + row / tile.heads;
-    return (token * args_.heads + tile.first_head + row % tile.heads) * args_.dim;
+    const int64_t token = args_.query_start[tile.sequence] + tile.first_query + tile.query(row);
+    const int head = row / tile.rows_per_kv_head() * (args_.heads / args_.kv_heads) + row % tile.heads;
+    return (token * args_.heads + tile.first_head + head) * args_.dim;
   }
 
-  void prefetch_values(const Tile& tile, int first, int last) const;
-  void score(const Tile& tile, int range_key, int first, int last);
+  void score(const Tile& tile, int kv, int panels, int key, int range_key);
   void weigh(const Tile& tile, int row, int range_key, int first, int last);
-  void mix(const Tile& tile, int range_key, int first, int last);
-  int list_segments(const Tile& tile, int range_key, int first, int last, Segment* segments);
+  void mix(const Tile& tile, int kv, const Segment* segments, int count, bool is_more);
+  int list_segments(const Tile& tile, int kv, int range_key, int first, int last, Segment* segments);
 
   const AttentionArgs& args_;
   const CacheShape shape_;

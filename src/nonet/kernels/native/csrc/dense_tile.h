@@ -1,4 +1,4 @@
-// Dense tiles for linear layers: the right operand is panels of units, rows of the left one are kRowUnits apart.
+// Dense tiles for linear layers: the right operand is one stream, rows of the left one are kDenseRowUnits apart.
 #pragma once
 
 #include <algorithm>
@@ -49,18 +49,18 @@ void round_dense_row(const float* x, int64_t depth, const Blocks& blocks, int64_
 }
 
 template <Element E, int R>
-PanelTile dense_tile_of(int panels) {
+StreamTile dense_tile_of(int panels) {
   if constexpr (kTilePanels == 1) {
-    return panel_tile<E, R, 1, kDenseRowUnits>;
+    return stream_tile<E, R, 1, kDenseRowUnits>;
   } else {
-    return panels == 1   ? panel_tile<E, R, 1, kDenseRowUnits>
-           : panels == 2 ? panel_tile<E, R, 2, kDenseRowUnits>
-                         : panel_tile<E, R, kTilePanels, kDenseRowUnits>;
+    return panels == 1   ? stream_tile<E, R, 1, kDenseRowUnits>
+           : panels == 2 ? stream_tile<E, R, 2, kDenseRowUnits>
+                         : stream_tile<E, R, kTilePanels, kDenseRowUnits>;
   }
 }
 
 template <Element E>
-PanelTile dense_tile(int rows, int panels) {
+StreamTile dense_tile(int rows, int panels) {
   switch (rows) {
     case 1: return dense_tile_of<E, 1>(panels);
     case 2: return dense_tile_of<E, 2>(panels);
@@ -73,12 +73,12 @@ PanelTile dense_tile(int rows, int panels) {
   }
 }
 
-// All rows of a chunk times one block of some panels: right[p] is the block's first step of panel p.
+// All rows of a chunk times one block of a group of panels, [steps][panels][16] units.
 template <Element E>
-void multiply_block(const uint32_t* left, int rows, const uint32_t* const* right, int panels, int steps,
-                    const float* start, float* out, ptrdiff_t out_stride) {
+void multiply_block(const uint32_t* left, int rows, const uint32_t* right, int panels, int steps, const float* start,
+                    float* out, ptrdiff_t out_stride) {
   for (int r = 0; r < rows; r += kTileRows)
-    dense_tile<E>(std::min(kTileRows, rows - r), panels)(left + r * kDenseRowUnits, right, kLanes, steps, start,
+    dense_tile<E>(std::min(kTileRows, rows - r), panels)(left + r * kDenseRowUnits, right, steps, start,
                                                          out + r * out_stride, out_stride);
 }
 

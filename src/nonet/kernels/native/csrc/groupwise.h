@@ -20,8 +20,16 @@ NONET_INLINE f32x16 load_numbers(const GroupwiseWeight& w, const uint8_t* from) 
 
 NONET_INLINE int code_bytes(const GroupwiseWeight& w) { return w.group * kLanes * w.bits / 8; }
 NONET_INLINE int number_bytes(const GroupwiseWeight& w) { return w.is_half ? 2 * kLanes : 4 * kLanes; }
+
+// Panels interleaved with `panel`.
+NONET_INLINE int group_panels(const GroupwiseWeight& w, int64_t panel) {
+  const int64_t rest = (w.columns + kLanes - 1) / kLanes - panel / kGroupwisePanels * kGroupwisePanels;
+  return rest < kGroupwisePanels ? (int)rest : kGroupwisePanels;
+}
 NONET_INLINE const uint8_t* record(const GroupwiseWeight& w, int64_t panel, int64_t group) {
-  return w.records + (panel * (w.depth / w.group) + group) * w.record_bytes;
+  const int64_t first = panel / kGroupwisePanels * kGroupwisePanels;
+  const int64_t number = first * (w.depth / w.group) + group * group_panels(w, panel) + panel - first;
+  return w.records + number * w.record_bytes;
 }
 
 // Four neighbouring codes along K of 16 columns, as bytes of 32-bit lanes.

@@ -32,18 +32,15 @@ struct Exact {
     for (int b = 0; b < cut.count; ++b) {
       const int64_t first = (int64_t)b * cut.steps;
       const int steps = (int)std::min<int64_t>(cut.steps, total - first);
-      const uint32_t* right[kPanels];
-      for (int p = 0; p < panels; ++p) {
-        widen(w, panel + p, first * kPerUnit / w.group, steps * kPerUnit / w.group, dense + p * cut.steps * kLanes);
-        right[p] = dense + p * cut.steps * kLanes;
-      }
-      multiply_block<E>(left + b * block_stride, rows, right, panels, steps,
-                        b == 0 ? w.bias + panel * kLanes : nullptr, out, out_stride);
+      for (int p = 0; p < panels; ++p)
+        widen(w, panel + p, first * kPerUnit / w.group, steps * kPerUnit / w.group, dense + p * kLanes, panels * kLanes);
+      multiply_block<E>(left + b * block_stride, rows, dense, panels, steps, b == 0 ? w.bias + panel * kLanes : nullptr,
+                        out, out_stride);
     }
   }
 
-  // `count` groups of a panel from `group` on, as units.
-  static void widen(const GroupwiseWeight& w, int64_t panel, int64_t group, int count, uint32_t* to) {
+  // `count` groups of a panel from `group` on, as units whose steps lie `step_units` apart.
+  static void widen(const GroupwiseWeight& w, int64_t panel, int64_t group, int count, uint32_t* to, int step_units) {
     for (int g = 0; g < count; ++g) {
       const uint8_t* from = record(w, panel, group + g);
       const f32x16 scale = load_numbers(w, from + code_bytes(w));
@@ -54,9 +51,9 @@ struct Exact {
         for (int i = 0; i < 4; ++i)
           value[i] = __builtin_convertvector((i32x16)(codes >> (8 * i) & 0xffu), f32x16) * scale + minimum;
         if constexpr (E == Element::kFloat32) {
-          for (int i = 0; i < 4; ++i, to += kLanes) store(to, value[i]);
+          for (int i = 0; i < 4; ++i, to += step_units) store(to, value[i]);
         } else {
-          for (int i = 0; i < 4; i += 2, to += kLanes) {
+          for (int i = 0; i < 4; i += 2, to += step_units) {
             const u32x16 low = __builtin_convertvector(to_bf16(value[i]), u32x16);
             const u32x16 high = __builtin_convertvector(to_bf16(value[i + 1]), u32x16);
             store(to, low | high << 16);

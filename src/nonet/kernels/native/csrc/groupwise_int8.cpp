@@ -9,6 +9,7 @@
 
 #include "groupwise.h"
 #include "product.h"
+#include "tile.h"
 
 namespace nonet {
 
@@ -22,12 +23,6 @@ constexpr int kScales = kUnits, kSums = kUnits + kMostGroups;
 constexpr int kInt8RowUnits = 464;  // an odd number of cache lines
 static_assert(kSums + kMostGroups <= kInt8RowUnits, "");
 
-#if defined(__AVX512F__)
-constexpr int kRows = 6, kPanelsAtOnce = 2;
-#else
-constexpr int kRows = 2, kPanelsAtOnce = 1;
-#endif
-
 // acc + the dot products of four unsigned and four signed bytes in each lane.
 NONET_INLINE i32x16 dot_bytes(i32x16 acc, u32x16 codes, uint32_t q) {
 #if defined(__AVX512VNNI__)
@@ -40,8 +35,8 @@ NONET_INLINE i32x16 dot_bytes(i32x16 acc, u32x16 codes, uint32_t q) {
 }
 
 template <int kBits, bool kMinimum, int R, int P>
-void int8_tile(const GroupwiseWeight& w, const uint8_t* first, ptrdiff_t panel_bytes, const uint32_t* left, int groups,
-               const float* start, float* out, ptrdiff_t out_stride) {
+void int8_tile(const GroupwiseWeight& w, const uint8_t* from, const uint32_t* left, int groups, const float* start,
+               float* out, ptrdiff_t out_stride) {
   f32x16 total[R][P];
   NONET_UNROLL for (int r = 0; r < R; ++r) {
     NONET_UNROLL for (int p = 0; p < P; ++p)
@@ -49,9 +44,9 @@ void int8_tile(const GroupwiseWeight& w, const uint8_t* first, ptrdiff_t panel_b
   }
   const int loads = w.group * kBits / 32;
   const int codes_bytes = loads * 64, numbers_bytes = number_bytes(w);
-  for (int g = 0; g < groups; ++g) {
+  const int panel_bytes = w.record_bytes;
+  for (int g = 0; g < groups; ++g, from += P * panel_bytes) {
     const uint32_t* q = left + g * (w.group / 4);
-    const uint8_t* from = first + (ptrdiff_t)g * w.record_bytes;
     i32x16 dot[R][P];
     NONET_UNROLL for (int r = 0; r < R; ++r) {
       const i32x16 begin = kMinimum ? i32x16{} : i32x16{} + (int32_t)left[r * kInt8RowUnits + kSums + g];
@@ -61,7 +56,7 @@ void int8_tile(const GroupwiseWeight& w, const uint8_t* first, ptrdiff_t panel_b
       u32x16 raw[P];
       NONET_UNROLL for (int p = 0; p < P; ++p) {
         raw[p] = load<u32x16>(from + p * panel_bytes + step * 64);
-        __builtin_prefetch(from + p * panel_bytes + step * 64 + 1024);
+        __builtin_prefetch(from + p * panel_bytes + step * 64 + kPrefetchBytes);
       }
       if constexpr (kBits == 8) {
         NONET_UNROLL for (int r = 0; r < R; ++r) {
@@ -102,7 +97,7 @@ using Int8Tile = decltype(&int8_tile<8, false, 1, 1>);
 
 template <int kBits, bool kMinimum, int R>
 Int8Tile int8_tile_of(int panels) {
-  return panels == 1 ? int8_tile<kBits, kMinimum, R, 1> : int8_tile<kBits, kMinimum, R, kPanelsAtOnce>;
+  return panels == 1 ? int8_tile<kBits, kMinimum, R, 1> : int8_tile<kBits, kMinimum, R, kGroupwisePanels>;
 }
 
 template <int kBits, bool kMinimum>
@@ -110,10 +105,10 @@ Int8Tile choose_rows(int rows, int panels) {
   switch (rows) {
     case 1: return int8_tile_of<kBits, kMinimum, 1>(panels);
     case 2: return int8_tile_of<kBits, kMinimum, 2>(panels);
-    case 3: return int8_tile_of<kBits, kMinimum, std::min(3, kRows)>(panels);
-    case 4: return int8_tile_of<kBits, kMinimum, std::min(4, kRows)>(panels);
-    case 5: return int8_tile_of<kBits, kMinimum, std::min(5, kRows)>(panels);
-    default: return int8_tile_of<kBits, kMinimum, kRows>(panels);
+    case 3: return int8_tile_of<kBits, kMinimum, std::min(3, kGroupwiseRows)>(panels);
+    case 4: return int8_tile_of<kBits, kMinimum, std::min(4, kGroupwiseRows)>(panels);
+    case 5: return int8_tile_of<kBits, kMinimum, std::min(5, kGroupwiseRows)>(panels);
+    default: return int8_tile_of<kBits, kMinimum, kGroupwiseRows>(panels);
   }
 }
 
@@ -147,7 +142,7 @@ int32_t round_group(const float* x, int count, int8_t* q, float* scale) {
 
 struct Int8 {
   using Weight = GroupwiseWeight;
-  static constexpr int kPanels = kPanelsAtOnce;
+  static constexpr int kPanels = kGroupwisePanels;
   static constexpr int kRowUnits = kInt8RowUnits;
 
   // Groups of each block but the last.
@@ -178,8 +173,8 @@ struct Int8 {
       const uint8_t* first = record(w, panel, b * per_block);
       const int here = std::min(per_block, groups - b * per_block);
       const float* start = b == 0 ? w.bias + panel * kLanes : nullptr;
-      for (int r = 0; r < rows; r += kRows)
-        choose(w, rows - r, panels)(w, first, (ptrdiff_t)groups * w.record_bytes,
+      for (int r = 0; r < rows; r += kGroupwiseRows)
+        choose(w, rows - r, panels)(w, first,
                                     left + b * block_stride + r * kInt8RowUnits, here, start, out + r * out_stride,
                                     out_stride);
     }

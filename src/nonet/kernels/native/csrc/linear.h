@@ -6,8 +6,9 @@
 
 namespace nonet {
 
-// Weight [N, K] as panels of 16 rows: [ceil(N / 16)][steps][16] units, a unit holding one float32 or two bf16 that are
-// neighbours along K. Rows past N and a bf16 number past an odd K are zero. One row of activations streams it linearly.
+// Weight [N, K] as panels of 16 rows, kTilePanels panels interleaved (the last group may hold fewer):
+// [groups][steps][panels][16] units, a unit holding one float32 or two bf16 that are neighbours along K. Rows past N and a
+// bf16 number past an odd K are zero. Every tile, whatever its number of rows, reads one stream from front to back.
 struct DenseWeight {
   const uint32_t* units;
   const float* bias;  // [panels * 16], zeros where the layer has none
@@ -17,7 +18,8 @@ struct DenseWeight {
 };
 
 // Weight [N, K] as codes with a scale, and perhaps a minimum, for each group along K (kernels/groupwise.py). Panels of
-// 16 rows; for each panel and group one record of `record_bytes`: codes, 16 scales, 16 minimums.
+// 16 rows, kGroupwisePanels interleaved as above; for each group and panel one record of `record_bytes`: codes, 16
+// scales, 16 minimums.
 // Codes of 8 bits: [group / 4][16][4]. Codes of 4 bits: [group / 8][16][4], where the low half of byte (s, n, k) is the
 // code of step s and the high half that of step s + group / 8; a step is four neighbours along K.
 struct GroupwiseWeight {

@@ -21,23 +21,35 @@ struct Dense {
     const Blocks blocks(w.steps, 1);
     for (int b = 0; b < blocks.count; ++b) {
       const int64_t first = (int64_t)b * blocks.steps;
-      const uint32_t* right[kTilePanels];
-      for (int p = 0; p < panels; ++p) right[p] = w.units + ((panel + p) * w.steps + first) * kLanes;
+      const uint32_t* right = w.units + (panel * w.steps + first * panels) * kLanes;
       multiply_block<E>(left + b * block_stride, rows, right, panels, (int)std::min<int64_t>(blocks.steps, w.steps - first),
                         b == 0 ? w.bias + panel * kLanes : nullptr, out, out_stride);
     }
   }
 };
 
+// The first unit of a row of the weight, and the distance to the next.
+struct WeightRow {
+  const uint32_t* units;
+  int64_t step;
+
+  WeightRow(const DenseWeight& w, int64_t row) {
+    const int64_t panel = row / kLanes, group = panel / kTilePanels * kTilePanels;
+    const int64_t panels = std::min<int64_t>(kTilePanels, (w.columns + kLanes - 1) / kLanes - group);
+    units = w.units + (group * w.steps + panel - group) * kLanes + row % kLanes;
+    step = panels * kLanes;
+  }
+};
+
 void embed_float32(const DenseWeight& w, int64_t id, float scale, float* out) {
-  const uint32_t* units = w.units + id / kLanes * w.steps * kLanes + id % kLanes;
-  for (int64_t k = 0; k < w.depth; ++k) out[k] = bits_to_float(units[k * kLanes]) * scale;
+  const WeightRow row(w, id);
+  for (int64_t k = 0; k < w.depth; ++k) out[k] = bits_to_float(row.units[k * row.step]) * scale;
 }
 
 void embed_bfloat16(const DenseWeight& w, int64_t id, float scale, float* out) {
-  const uint32_t* units = w.units + id / kLanes * w.steps * kLanes + id % kLanes;
+  const WeightRow row(w, id);
   for (int64_t k = 0; k < w.depth; ++k) {
-    const uint32_t unit = units[k / 2 * kLanes];
+    const uint32_t unit = row.units[k / 2 * row.step];
     out[k] = bits_to_float(k & 1 ? unit & 0xffff0000u : unit << 16) * scale;
   }
 }

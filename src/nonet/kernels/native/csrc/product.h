@@ -20,7 +20,7 @@
 namespace nonet {
 
 constexpr int kMaxChunkRows = 64;
-constexpr int kOwnRows = 4;      // up to so many rows, each thread rounds for itself
+constexpr int kOwnRows = 2;      // up to so many rows, each thread rounds for itself
 constexpr int kRoundedRows = 8;  // rows of a rounding item
 constexpr int64_t kSpillBytes = kMaxChunkRows * 4 * kLanes * sizeof(float);
 

@@ -54,6 +54,10 @@ void nonet_team_destroy(void* team) { delete static_cast<Team*>(team); }
 
 // Scratch that each thread needs for any attention, and for any product besides the rows it rounds.
 int64_t nonet_attention_scratch_bytes() { return sizeof(nonet::Workspace); }
+// Panels that the weights' layouts interleave.
+int nonet_dense_panels() { return nonet::kTilePanels; }
+int nonet_groupwise_panels() { return nonet::kGroupwisePanels; }
+
 int64_t nonet_product_scratch_bytes() { return nonet::kProductScratchBytes; }
 
 // 0, or -1 when memory for the scratch ran out.

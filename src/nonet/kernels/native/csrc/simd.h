@@ -28,15 +28,18 @@ typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
 enum class Element : int32_t { kFloat32 = 0, kBfloat16 = 1 };
 
-// Rows x panels of accumulators that fit the register file, for a wide right operand and for one of four panels.
+// Rows x panels of accumulators that fit the register file: of dense products, of groupwise ones, of attention.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8, kTilePanels = 3;
+constexpr int kGroupwiseRows = 6, kGroupwisePanels = 2;
 constexpr int kAttentionRows = 6, kAttentionPanels = 4;
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6, kTilePanels = 1;
+constexpr int kGroupwiseRows = 2, kGroupwisePanels = 1;
 constexpr int kAttentionRows = 6, kAttentionPanels = 1;
 #else
 constexpr int kTileRows = 3, kTilePanels = 1;
+constexpr int kGroupwiseRows = 2, kGroupwisePanels = 1;
 constexpr int kAttentionRows = 3, kAttentionPanels = 1;
 #endif
 

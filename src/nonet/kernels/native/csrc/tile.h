@@ -10,9 +10,6 @@
 
 namespace nonet {
 
-// Distance of software prefetching in a stream of weights, 1 KiB; past the end it does no harm.
-constexpr int kPrefetchUnits = 256;
-
 // Columns of the right operand in panels of 16 columns: panel p starts at right[p], a step is `right_step` units on.
 // Starts from `start` (16 numbers per panel), or from what `out` holds when `start` is null. Rows of the left operand
 // are kStride units apart: a constant keeps all row addresses at fixed offsets from one register.
@@ -30,7 +27,6 @@ NONET_INLINE void panel_tile(const uint32_t* left, const uint32_t* const* right,
     u32x16 b[P];
     NONET_UNROLL for (int p = 0; p < P; ++p) {
       b[p] = load_units(column[p]);
-      __builtin_prefetch(column[p] + kPrefetchUnits);
       column[p] += right_step;
     }
     NONET_UNROLL for (int r = 0; r < R; ++r) {
@@ -46,6 +42,37 @@ NONET_INLINE void panel_tile(const uint32_t* left, const uint32_t* const* right,
 using PanelTile = void (*)(const uint32_t* left, const uint32_t* const* right, ptrdiff_t right_step, int steps,
                            const float* start, float* out, ptrdiff_t out_stride);
 
+// Distance of software prefetching in a stream of weights; past the end it does no harm.
+constexpr int kPrefetchBytes = 4096;
+
+// The same with a right operand that is one stream: a step is P panels of 16 units, one after the other.
+template <Element E, int R, int P, int kStride>
+void stream_tile(const uint32_t* left, const uint32_t* right, int steps, const float* start, float* out,
+                 ptrdiff_t out_stride) {
+  f32x16 acc[R][P];
+  NONET_UNROLL for (int r = 0; r < R; ++r) {
+    NONET_UNROLL for (int p = 0; p < P; ++p)
+      acc[r][p] = load_f32(start ? start + p * kLanes : out + r * out_stride + p * kLanes);
+  }
+  for (int k = 0; k < steps; ++k, right += P * kLanes) {
+    u32x16 b[P];
+    NONET_UNROLL for (int p = 0; p < P; ++p) {
+      b[p] = load_units(right + p * kLanes);
+      __builtin_prefetch(right + p * kLanes + kPrefetchBytes / sizeof(uint32_t));
+    }
+    NONET_UNROLL for (int r = 0; r < R; ++r) {
+      const uint32_t a = left[r * kStride + k];
+      NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = mul_add<E>(acc[r][p], b[p], a);
+    }
+  }
+  NONET_UNROLL for (int r = 0; r < R; ++r) {
+    NONET_UNROLL for (int p = 0; p < P; ++p) store(out + r * out_stride + p * kLanes, acc[r][p]);
+  }
+}
+
+using StreamTile = void (*)(const uint32_t* left, const uint32_t* right, int steps, const float* start, float* out,
+                            ptrdiff_t out_stride);
+
 // A stretch of right operand rows that lie one after the other: `steps` of them from `first`, for left units from
 // `left_offset`.
 struct Segment {
@@ -54,14 +81,15 @@ struct Segment {
   int steps;
 };
 
-// The same product, starting from zero, where the right operand is scattered along the summed dimension (values in
-// cache blocks). `column` is the first of the 16 P columns.
+// The same product where the right operand is scattered along the summed dimension (values in cache blocks). `column`
+// is the first of the 16 P columns; starts from zero, or from what `out` holds with `is_more`.
 template <Element E, int R, int P, int kStride>
 NONET_INLINE void segment_tile(const uint32_t* left, const Segment* segments, int count, ptrdiff_t column,
-                               ptrdiff_t right_step, float* out, ptrdiff_t out_stride) {
+                               ptrdiff_t right_step, bool is_more, float* out, ptrdiff_t out_stride) {
   f32x16 acc[R][P];
   NONET_UNROLL for (int r = 0; r < R; ++r) {
-    NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = f32x16{};
+    NONET_UNROLL for (int p = 0; p < P; ++p)
+      acc[r][p] = is_more ? load_f32(out + r * out_stride + p * kLanes) : f32x16{};
   }
   for (int s = 0; s < count; ++s) {
     const uint32_t* row = segments[s].first + column;
@@ -80,6 +108,6 @@ NONET_INLINE void segment_tile(const uint32_t* left, const Segment* segments, in
 }
 
 using SegmentTile = void (*)(const uint32_t* left, const Segment* segments, int count, ptrdiff_t column,
-                             ptrdiff_t right_step, float* out, ptrdiff_t out_stride);
+                             ptrdiff_t right_step, bool is_more, float* out, ptrdiff_t out_stride);
 
 }  // namespace nonet
