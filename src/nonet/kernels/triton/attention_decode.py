@@ -3,9 +3,9 @@
 All tiles of all (sequence, KV head) pairs form one line, cut into equal shares, one per program, so that every
 multiprocessor reads the same number of bytes whatever the lengths are. A program whose share ends inside a pair
 leaves a partial result, (acc, high, total) of FlashDecoding; the last of a pair's programs to arrive merges them in
-order. Nothing depends on values that only the device knows, so a graph of it serves any lengths.
+order. The launch is the same whatever the lengths are, so a graph of it serves any.
 
-With `split` given, pairs are cut at multiples of `split` tiles instead, whatever else is in the batch.
+Where a pair is cut depends on what else is in the batch, and so do the last bits of its result.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def decode_tiling(dim: int, itemsize: int, multiprocessors: int) -> DecodeTiling
 def decode_rows(group: int, max_query_len: int) -> int:
     """Rows of a program: all heads of a group times as many queries as the step's sequences have, if they fit."""
     wanted = group * max_query_len
-    return triton.next_power_of_2(max(16, group if wanted > MAX_ROWS else wanted))
+    return int(triton.next_power_of_2(max(16, group if wanted > MAX_ROWS else wanted)))
 
 
 def attend_few(
@@ -142,8 +142,7 @@ def _attend_few(
     block_table, table_stride, query_start, kv_len, num_seqs, scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
-    PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    PROGRAMS: tl.constexpr, PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
