@@ -141,8 +141,8 @@ def _attend_few(
     q, q_stride, keys, values, out, partial, part_high, part_total, arrivals,
     block_table, table_stride, query_start, kv_len, num_seqs, scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
-    PROGRAMS: tl.constexpr, PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
+    PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
