@@ -93,10 +93,11 @@ def test_sampling_does_not_depend_on_the_batch(
         assert same == len(TEXTS) if dtype == "float32" else same >= len(TEXTS) * 3 // 4
 
 
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True, scope="module")
 def test_plain_kernels_equal_the_chosen_ones(
     dtype: str, base: dict[str, list[RequestOutput]]
 ) -> None:
-    """The reference kernels compute in another order, so bfloat16 may part at near ties."""
+    """In bfloat16 plain torch rounds every activation: other arithmetic, not another schedule."""
     with _llm(dtype, prefix_cache=False, kernels="reference") as llm:
         some = 4  # plain torch is slow, and every operation has tests of its own
         _compare(

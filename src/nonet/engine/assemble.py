@@ -117,6 +117,7 @@ def _device_side(resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder) 
         max_rows=resolved.max_num_seqs,
         max_blocks=max_blocks,
         num_groups=len(resolved.groups),
+        device=ops.device,
     )
     recording = None
     if resolved.recording:

@@ -53,6 +53,7 @@ class Scorer:
             max_rows=max_tokens,
             max_blocks=blocks,
             num_groups=len(groups),
+            device=self.ops.device,
         )
         self._num_groups = len(groups)
         self._blocks = blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,9 @@ Ints = npt.NDArray[np.int32]
 class StepBuffers:
     """Fixed-address int32 inputs of a forward pass, filled from a plan's rows.
 
-    Host arrays are views of the device tensors where both are the CPU; elsewhere one copy per step brings them over.
+    Everything lies in one block of host memory. On another device a twin of it, at fixed addresses too, is brought up
+    to date by one copy per step. What lies behind the live rows is padding that a replay for more rows may run over: it
+    stores nothing and sees nothing.
     """
 
     def __init__(
@@ -35,28 +38,27 @@ class StepBuffers:
         max_rows: int,
         max_blocks: int,
         num_groups: int,
+        device: torch.device,
     ) -> None:
         self._storage = storage
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
-        self._token_ids = torch.zeros(max_tokens, dtype=torch.int32)
-        self._positions = torch.zeros(max_tokens, dtype=torch.int32)
-        self._query_start = torch.zeros(max_num_seqs + 1, dtype=torch.int32)
-        self._kv_len = [torch.zeros(max_num_seqs, dtype=torch.int32) for _ in range(num_groups)]
-        self._slots = [torch.zeros(max_tokens, dtype=torch.int32) for _ in range(num_groups)]
-        self._tables = [
-            torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32) for _ in range(num_groups)
-        ]
-        self._rows = torch.zeros(max_rows, dtype=torch.int32)
         self.max_rows = max_rows
+        sizes = [max_tokens, max_tokens, max_num_seqs + 1, max_rows]
+        sizes += [max_num_seqs, max_tokens, max_num_seqs * max_blocks] * num_groups
+        host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type != "cpu")
+        self._host = host
+        self._device = host if device.type == "cpu" else torch.zeros_like(host, device=device)
+        self._here = _Views.cut(host.split(sizes), max_blocks)
+        self._there = _Views.cut(self._device.split(sizes), max_blocks)
 
     @property
     def largest(self) -> StepShape:
-        return StepShape(len(self._token_ids), self._max_num_seqs, len(self._rows))
+        return StepShape(len(self._here.token_ids), self._max_num_seqs, self.max_rows)
 
     def step(self, shape: StepShape) -> ForwardStep:
         """A step on the first rows of every buffer, to record on; lengths are the longest there can be."""
-        longest = self._tables[0].shape[1] * self._block_size
+        longest = self._here.tables[0].shape[1] * self._block_size
         return self._step(shape, max_query_len=shape.num_tokens, max_kv_len=longest)
 
     def fill(self, rows: Sequence[Row], sequences: SequenceTable) -> tuple[StepShape, ForwardStep]:
@@ -67,19 +69,24 @@ class StepBuffers:
         starts = np.fromiter((row.start for row in rows), np.int32, len(rows))
         ends = np.cumsum(counts, dtype=np.int32)
         total = int(ends[-1])
-        self._query_start.numpy()[: len(rows) + 1] = np.concatenate((np.zeros(1, np.int32), ends))
+        self._here.query_start.numpy()[: len(rows) + 1] = np.concatenate(
+            (np.zeros(1, np.int32), ends)
+        )
         owner = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
         offset = np.arange(total, dtype=np.int32) - (ends - counts)[owner]
-        self._positions.numpy()[:total] = starts[owner] + offset
+        self._here.positions.numpy()[:total] = starts[owner] + offset
         self._fill_tokens(rows, sequences, ends - counts)
         self._fill_cache_places(rows, sequences, counts, starts, owner, offset)
         num_rows = self._fill_rows(rows, ends)
         shape = StepShape(total, len(rows), num_rows)
         longest = int((starts + counts).max())
+        self._pad(shape)
+        if self._device is not self._host:
+            self._device.copy_(self._host, non_blocking=True)
         return shape, self._step(shape, max_query_len=int(counts.max()), max_kv_len=longest)
 
     def _fill_tokens(self, rows: Sequence[Row], sequences: SequenceTable, firsts: Ints) -> None:
-        token_ids = self._token_ids.numpy()
+        token_ids = self._here.token_ids.numpy()
         for row, first in zip(rows, firsts.tolist(), strict=True):
             known = sequences[row.seq_id].token_ids
             if row.num_tokens == 1 and not row.drafts:
@@ -109,9 +116,9 @@ class StepBuffers:
             width = -(-int(kv_len.max()) // size)
             mine = table[seq_slots, :width]
             place = kv_starts[owner] + offset
-            self._kv_len[group].numpy()[: len(rows)] = kv_len
-            self._tables[group].numpy()[: len(rows), :width] = mine
-            self._slots[group].numpy()[: len(owner)] = (
+            self._here.kv_len[group].numpy()[: len(rows)] = kv_len
+            self._here.tables[group].numpy()[: len(rows), :width] = mine
+            self._here.slots[group].numpy()[: len(owner)] = (
                 mine[owner, place // size] * size + place % size
             )
 
@@ -119,25 +126,57 @@ class StepBuffers:
         wanted: list[int] = []
         for row, end in zip(rows, ends.tolist(), strict=True):
             wanted.extend(range(end - row.num_samples, end))
-        self._rows.numpy()[: len(wanted)] = wanted
+        self._here.rows.numpy()[: len(wanted)] = wanted
         return len(wanted)
 
     def _step(self, shape: StepShape, *, max_query_len: int, max_kv_len: int) -> ForwardStep:
+        views = self._there
         groups = [
             AttentionInputs(
-                positions=self._positions[: shape.num_tokens],
-                query_start=self._query_start[: shape.num_seqs + 1],
-                kv_len=self._kv_len[group][: shape.num_seqs],
-                block_table=self._tables[group][: shape.num_seqs],
-                slots=self._slots[group][: shape.num_tokens],
+                positions=views.positions[: shape.num_tokens],
+                query_start=views.query_start[: shape.num_seqs + 1],
+                kv_len=views.kv_len[group][: shape.num_seqs],
+                block_table=views.tables[group][: shape.num_seqs],
+                slots=views.slots[group][: shape.num_tokens],
                 max_query_len=max_query_len,
                 max_kv_len=max_kv_len,
             )
-            for group in range(len(self._tables))
+            for group in range(len(views.tables))
         ]
         return ForwardStep(
-            token_ids=self._token_ids[: shape.num_tokens],
-            rows=self._rows[: shape.num_rows],
+            token_ids=views.token_ids[: shape.num_tokens],
+            rows=views.rows[: shape.num_rows],
             inputs=tuple(groups[group] for group in self._storage.group_of_layer),
             caches=self._storage.caches,
+        )
+
+    def _pad(self, shape: StepShape) -> None:
+        here = self._here
+        for view in (here.token_ids, here.positions):
+            view.numpy()[shape.num_tokens :] = 0
+        here.rows.numpy()[shape.num_rows :] = 0
+        here.query_start.numpy()[shape.num_seqs + 1 :] = shape.num_tokens
+        for kv_len, slots in zip(here.kv_len, here.slots, strict=True):
+            kv_len.numpy()[shape.num_seqs :] = 0
+            slots.numpy()[shape.num_tokens :] = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """The pieces of one block of memory; one entry per cache group in the lists."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    query_start: torch.Tensor
+    rows: torch.Tensor
+    kv_len: list[torch.Tensor]
+    slots: list[torch.Tensor]
+    tables: list[torch.Tensor]
+
+    @classmethod
+    def cut(cls, pieces: Sequence[torch.Tensor], max_blocks: int) -> _Views:
+        token_ids, positions, query_start, rows, *groups = pieces
+        tables = [piece.view(-1, max_blocks) for piece in groups[2::3]]
+        return cls(
+            token_ids, positions, query_start, rows, list(groups[0::3]), list(groups[1::3]), tables
         )
