@@ -141,6 +141,8 @@ def test_catalogue_entries_load(place: str) -> None:
     assert isinstance(table, Catalogue)
     assert table.names()
     for name in table.names():
+        if name == "triton":
+            pytest.importorskip("triton", reason="triton is not installed")
         assert inspect.isclass(table.load(name))
 
 

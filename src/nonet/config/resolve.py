@@ -41,12 +41,12 @@ DEFAULTS = {
         },
     ),
     "cuda": Defaults(
-        block_size=16,
+        block_size=64,
         max_num_seqs=256,
         max_tokens_per_step=8192,
         memory_fraction=0.9,
         reasons={
-            "block_size": "the least that the kernels take, so the last block of a sequence wastes least",
+            "block_size": "attention reads longer runs of a sequence at a time than with small blocks",
             "max_num_seqs": "decode is bound by reading the weights, which all sequences of a step share",
             "max_tokens_per_step": "enough tokens to be bound by arithmetic, in tens of milliseconds",
             "memory_fraction": "nine tenths of the free memory: this model has the GPU to itself",

@@ -10,5 +10,6 @@ KERNELS = Catalogue(
     {
         "reference": "nonet.kernels.reference.ops:ReferenceOps",
         "native": "nonet.kernels.native.ops:NativeOps",
+        "triton": "nonet.kernels.triton.ops:TritonOps",
     },
 )

@@ -52,6 +52,11 @@ class TritonOps:
         self._has_float8 = False
         self._rounded: tuple[torch.Tensor, Rounded] | None = None
 
+    @classmethod
+    def create(cls, dtype: torch.dtype, device: torch.device, threads: int) -> TritonOps:
+        """As the catalogue of kernels calls it."""
+        return cls(dtype, device, threads)
+
     def pack(
         self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
     ) -> DenseLinear:

@@ -1,0 +1,85 @@
+"""The whole engine on an NVIDIA GPU: its tokens are the CPU's, with graphs and without, whatever the mix."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from nonet.core.request import Request
+from nonet.core.sampling_params import SamplingParams
+from nonet.engine.llm import LLM
+from tests.model.families import save
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
+]
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma3", "mistral"]
+ROOMY = {"num_blocks": 200, "max_model_len": 256, "max_num_seqs": 16, "max_tokens_per_step": 512}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    save(request.param, path)
+    return path
+
+
+def requests() -> list[Request]:
+    rng = random.Random(4)
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    return [
+        Request(
+            request_id=f"r{number}",
+            prompt_ids=rng.choices(range(3, 199), k=rng.randint(1, 120)),
+            params=params,
+        )
+        for number in range(24)
+    ]
+
+
+def run(folder: Path, **options: object) -> dict[str, list[int]]:
+    with LLM(str(folder), **{**ROOMY, **options}) as llm:
+        tokens: dict[str, list[int]] = {}
+        for request in requests():
+            llm.engine.add(request)
+            tokens[request.request_id] = []
+        while llm.engine.has_work:
+            for delta in llm.engine.step():
+                tokens[delta.request_id].extend(delta.token_ids)
+        llm.engine.check_integrity()
+    return tokens
+
+
+def test_tokens_equal_the_cpu(folder: Path) -> None:
+    expected = run(folder, device="cpu", kernels="reference", dtype="float32")
+    found = run(folder, device="cuda", kernels="triton", dtype="float32")
+    same = sum(expected[name] == found[name] for name in expected)
+    assert same >= len(expected) - 1, (
+        f"{same} of {len(expected)} requests equal"
+    )  # one near tie is allowed
+
+
+def test_graphs_equal_eager(folder: Path) -> None:
+    graphs = run(folder, device="cuda", kernels="triton", dtype="bfloat16")
+    eager = run(folder, device="cuda", kernels="triton", dtype="bfloat16", recording=False)
+    assert graphs == eager
+
+
+def test_crowded_equals_roomy(folder: Path) -> None:
+    """Chunks and preemptions; float32, where another batch may flip at most a near tie."""
+    roomy = run(folder, device="cuda", kernels="triton", dtype="float32")
+    crowded = run(
+        folder,
+        device="cuda",
+        kernels="triton",
+        dtype="float32",
+        num_blocks=40,
+        max_tokens_per_step=24,
+    )
+    same = sum(roomy[name] == crowded[name] for name in roomy)
+    assert same >= len(roomy) - 1
