@@ -122,10 +122,10 @@ int32_t round_group(const float* x, int count, int8_t* q, float* scale) {
   f32x16 largest{};
   for (int i = 0; i < count; i += kLanes) {
     const f32x16 v = load_f32(x + i);
-    largest = max(v < 0.0f ? -v : v, largest);
+    largest = max(as_f32((u32x16)v & 0x7fffffffu), largest);
   }
   const float top = max_lanes(largest);
-  *scale = top / 127.0f;
+  *scale = top * (1.0f / 127.0f);
   const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
   i32x16 sum{};
   for (int i = 0; i < count; i += kLanes) {
@@ -135,9 +135,7 @@ int32_t round_group(const float* x, int count, int8_t* q, float* scale) {
     typedef int8_t i8x16 __attribute__((vector_size(16)));
     store(q + i, __builtin_convertvector(whole, i8x16));
   }
-  int32_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total += sum[i];
-  return total;
+  return sum_lanes(sum);
 }
 
 struct Int8 {

@@ -100,6 +100,16 @@ NONET_INLINE float sum_lanes(f32x16 v) {
 #endif
 }
 
+NONET_INLINE int32_t sum_lanes(i32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+#endif
+}
+
 NONET_INLINE float max_lanes(f32x16 v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);
