@@ -2,10 +2,10 @@
 //
 // A work item is a tile: up to kQueryRows rows (queries times the heads that share a KV head) of one sequence, and as
 // many KV heads as that leaves room for: all of them when a sequence decodes one token, so that its cache is read in
-// long stretches. For each range of kRangeKeys keys, counted from key 0 of the sequence, a tile computes scores, their maximum m, the weights
-// 2^(score - m), their sum l and the weighted values, and folds (m, l, values) into what the ranges before it gave. The
-// ranges and the order of folding depend on key positions only, and an unseen key adds an exact zero, so a row's result
-// does not depend on how the queries were cut into chunks or who shares the tile.
+// long stretches. For each range of kRangeKeys keys, counted from key 0 of the sequence, a tile computes scores, their
+// maximum m, the weights 2^(score - m), their sum l and the weighted values, and folds (m, l, values) into what the
+// ranges before it gave. The ranges and the order of folding depend on key positions only, and an unseen key adds an
+// exact zero, so a row's result does not depend on how the queries were cut into chunks or who shares the tile.
 //
 // With few tiles and more than one range (one user) the ranges of a tile are shared out too: every range's (m, l,
 // values) goes to the shared scratch, and a second stage runs the same fold over them.

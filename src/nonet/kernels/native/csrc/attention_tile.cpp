@@ -86,8 +86,8 @@ bool TileAttention<E>::compute(const Tile& tile, int range) {
   const int first = std::max(range_key, first_key(tile, 0));
   const int last = std::min(range_key + kRangeKeys, last_key(tile, tile.queries - 1) + 1);
   if (first >= last) return false;
-  // With few rows the cache comes from memory, and it comes fastest in the order it lies there: block by block, all heads
-  // of a block. With many it comes from L2, and wide tiles count.
+  // With few rows the cache comes from memory, and it comes fastest in the order it lies there: block by block, all
+  // heads of a block. With many it comes from L2, and wide tiles count.
   const bool is_stream = tile.rows_per_kv_head() <= kAttentionRows;
   const int width = is_stream ? std::min(kAttentionPanels, args_.block_size / kLanes) : kAttentionPanels;
   for (int key = first / kLanes * kLanes; key < last; key += width * kLanes) {

@@ -27,8 +27,8 @@ struct Tile {
   int query(int row) const { return row % rows_per_kv_head() / heads; }
 };
 
-// What a range, or all ranges so far, gave each row: the largest score in powers of two (score * scale * log2 e), and the
-// sum of 2^(score - maximum).
+// What a range, or all ranges so far, gave each row: the largest score in powers of two (score * scale * log2 e), and
+// the sum of 2^(score - maximum).
 struct alignas(64) Parts {
   float maximum[kPartRows];
   float sum[kPartRows];

@@ -33,7 +33,8 @@ struct Exact {
       const int64_t first = (int64_t)b * cut.steps;
       const int steps = (int)std::min<int64_t>(cut.steps, total - first);
       for (int p = 0; p < panels; ++p)
-        widen(w, panel + p, first * kPerUnit / w.group, steps * kPerUnit / w.group, dense + p * kLanes, panels * kLanes);
+        widen(w, panel + p, first * kPerUnit / w.group, steps * kPerUnit / w.group, dense + p * kLanes,
+              panels * kLanes);
       multiply_block<E>(left + b * block_stride, rows, dense, panels, steps, b == 0 ? w.bias + panel * kLanes : nullptr,
                         out, out_stride);
     }

@@ -27,6 +27,20 @@ static_assert(kSums + kMostGroups <= kInt8RowUnits, "");
 NONET_INLINE i32x16 dot_bytes(i32x16 acc, u32x16 codes, uint32_t q) {
 #if defined(__AVX512VNNI__)
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, _mm512_set1_epi32((int)q));
+#elif defined(__AVX2__)
+  // Even and odd bytes as 16-bit numbers: two exact multiply-and-add-pairs for each half of the lanes.
+  const int8_t* each = reinterpret_cast<const int8_t*>(&q);
+  const __m256i even = _mm256_set1_epi32((uint16_t)each[0] | (int32_t)each[2] * 65536);
+  const __m256i odd = _mm256_set1_epi32((uint16_t)each[1] | (int32_t)each[3] * 65536);
+  __m256i half[2], sum[2];
+  std::memcpy(half, &codes, sizeof(codes));
+  std::memcpy(sum, &acc, sizeof(acc));
+  for (int i = 0; i < 2; ++i) {
+    sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_and_si256(half[i], _mm256_set1_epi16(0xff)), even));
+    sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_srli_epi16(half[i], 8), odd));
+  }
+  std::memcpy(&acc, sum, sizeof(acc));
+  return acc;
 #else
   const int8_t* each = reinterpret_cast<const int8_t*>(&q);
   for (int i = 0; i < 4; ++i) acc += (i32x16)(codes >> (8 * i) & 0xffu) * (int32_t)each[i];
@@ -60,7 +74,8 @@ void int8_tile(const GroupwiseWeight& w, const uint8_t* from, const uint32_t* le
       }
       if constexpr (kBits == 8) {
         NONET_UNROLL for (int r = 0; r < R; ++r) {
-          NONET_UNROLL for (int p = 0; p < P; ++p) dot[r][p] = dot_bytes(dot[r][p], raw[p], q[r * kInt8RowUnits + step]);
+          NONET_UNROLL for (int p = 0; p < P; ++p)
+            dot[r][p] = dot_bytes(dot[r][p], raw[p], q[r * kInt8RowUnits + step]);
         }
       } else {
         u32x16 low[P], high[P];
@@ -69,7 +84,8 @@ void int8_tile(const GroupwiseWeight& w, const uint8_t* from, const uint32_t* le
           high[p] = raw[p] >> 4 & 0x0f0f0f0fu;
         }
         NONET_UNROLL for (int r = 0; r < R; ++r) {
-          NONET_UNROLL for (int p = 0; p < P; ++p) dot[r][p] = dot_bytes(dot[r][p], low[p], q[r * kInt8RowUnits + step]);
+          NONET_UNROLL for (int p = 0; p < P; ++p)
+            dot[r][p] = dot_bytes(dot[r][p], low[p], q[r * kInt8RowUnits + step]);
         }
         NONET_UNROLL for (int r = 0; r < R; ++r) {
           NONET_UNROLL for (int p = 0; p < P; ++p)

@@ -7,8 +7,8 @@
 namespace nonet {
 
 // Weight [N, K] as panels of 16 rows, kTilePanels panels interleaved (the last group may hold fewer):
-// [groups][steps][panels][16] units, a unit holding one float32 or two bf16 that are neighbours along K. Rows past N and a
-// bf16 number past an odd K are zero. Every tile, whatever its number of rows, reads one stream from front to back.
+// [groups][steps][panels][16] units, a unit holding one float32 or two bf16 that are neighbours along K. Rows past N
+// and a bf16 number past an odd K are zero. Every tile, whatever its number of rows, reads one stream front to back.
 struct DenseWeight {
   const uint32_t* units;
   const float* bias;  // [panels * 16], zeros where the layer has none

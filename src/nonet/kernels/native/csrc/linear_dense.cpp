@@ -22,7 +22,8 @@ struct Dense {
     for (int b = 0; b < blocks.count; ++b) {
       const int64_t first = (int64_t)b * blocks.steps;
       const uint32_t* right = w.units + (panel * w.steps + first * panels) * kLanes;
-      multiply_block<E>(left + b * block_stride, rows, right, panels, (int)std::min<int64_t>(blocks.steps, w.steps - first),
+      const int steps = (int)std::min<int64_t>(blocks.steps, w.steps - first);
+      multiply_block<E>(left + b * block_stride, rows, right, panels, steps,
                         b == 0 ? w.bias + panel * kLanes : nullptr, out, out_stride);
     }
   }

@@ -107,7 +107,7 @@ class Product {
   }
 };
 
-// The table of an embedding that shares its packed weight with the last linear layer. `Row` writes row `id` times scale.
+// An embedding read from a packed weight, which the last linear layer may share. `Row` writes row `id` times scale.
 template <class Weight, void (*Row)(const Weight&, int64_t id, float scale, float* out)>
 struct Embed {
   static int items(const void* raw, int, const Context& context) {
