@@ -68,7 +68,7 @@ RUNAWAYS = {
     "split to pieces": "{{ ('a ' * 8000000).split() }}",
     "split by text": "{{ ('a,' * 8000000).split(',') }}",
     "slices": "{% set s = 'a' * 16000000 %}{% for i in range(999) %}{% set t = s[1:] %}{% endfor %}",
-    "searches": "{% set s = 'a' * 16000000 %}" + "{{ 'b' in s }}" * 1000,
+    "searches": "{% set s = 'a' * 16000000 %}" + "{{ 'b' in s }}" * 8000,
     "long output": "{% for i in range(99999) %}" + "a" * 1000 + "{% endfor %}",
     "long block": "{% set x %}{% for i in range(99999) %}"
     + "a" * 1000
