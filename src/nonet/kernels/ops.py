@@ -179,6 +179,22 @@ class Ops(Protocol):
         """Bytes of one block of one layer, keys and values."""
         ...
 
+    def gather_entries(
+        self, cache: LayerCache, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [n, K, D] in float32, dequantised, of the entries in `slots` (int64 [n], on the device).
+
+        A slot is block_id * block_size + offset. Keys are as stored, that is after rotation. New memory, not a view.
+        """
+        ...
+
+    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Entry targets[i] (int64 [n], distinct) of KV head h becomes what entry sources[i, h] (int64 [n, K]) holds.
+
+        Entries move as they are stored: nothing is rounded again. All sources are read before a target is written.
+        """
+        ...
+
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
     ) -> Recording | None:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 
 from nonet.core.errors import ConfigError
+from nonet.kernels.entries import copy_all
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.native.entries import entry_views, read_entries
 from nonet.kernels.native.library import (
     AttentionArgs,
     EmbedArgs,
@@ -229,6 +231,14 @@ class NativeOps:
 
     def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
         return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+
+    def gather_entries(
+        self, cache: LayerCache, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return read_entries(cache, slots)
+
+    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        copy_all(entry_views(cache), sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
+from nonet.kernels.entries import EntryView, copy_all
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.ops import (
     Activation,
@@ -156,6 +157,15 @@ class ReferenceOps:
     def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
         return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
 
+    def gather_entries(
+        self, cache: LayerCache, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = _views(cache)
+        return keys.read(slots).float(), values.read(slots).float()
+
+    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        copy_all(_views(cache), sources, targets)
+
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
     ) -> Recording | None:
@@ -163,6 +173,10 @@ class ReferenceOps:
 
     def close(self) -> None:
         return None
+
+
+def _views(cache: LayerCache) -> tuple[EntryView, EntryView]:
+    return EntryView(cache.keys, 1), EntryView(cache.values, 1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

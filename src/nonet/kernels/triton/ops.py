@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from nonet.core.errors import ConfigError
+from nonet.kernels.entries import EntryView, copy_all
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.ops import (
     Activation,
@@ -152,6 +153,15 @@ class TritonOps:
     def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
         return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
 
+    def gather_entries(
+        self, cache: LayerCache, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = _views(cache)
+        return keys.read(slots).float(), values.read(slots).float()
+
+    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        copy_all(_views(cache), sources, targets)
+
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
     ) -> Recording | None:
@@ -161,6 +171,10 @@ class TritonOps:
 
     def close(self) -> None:
         return None
+
+
+def _views(cache: LayerCache) -> tuple[EntryView, EntryView]:
+    return EntryView(cache.keys.transpose(1, 2), 1), EntryView(cache.values.transpose(1, 2), 1)
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -1,0 +1,56 @@
+"""Entries of a paged cache by their slots, in whatever order an implementation keeps its memory.
+
+Letters: N blocks, P block size, K KV heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["EntryView", "copy_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryView:
+    """Keys, values or scales seen as [N, *offsets, K, ...]: sizes of `offsets` multiply to P, the first one slowest.
+
+    >>> view = EntryView(torch.arange(12).view(3, 2, 2, 1), num_offset_axes=1)
+    >>> view.read(torch.tensor([3])).flatten().tolist()
+    [6, 7]
+    """
+
+    memory: torch.Tensor
+    num_offset_axes: int
+
+    def read(self, slots: torch.Tensor) -> torch.Tensor:
+        """[n, K, ...] of the entries in `slots` [n]."""
+        return self.memory[self._places(slots)]
+
+    def read_heads(self, slots: torch.Tensor) -> torch.Tensor:
+        """[n, K, ...]: of KV head h what lies in slots[:, h]; `slots` is [n, K]."""
+        heads = torch.arange(slots.shape[1], device=slots.device)
+        return self.memory[(*self._places(slots), heads)]
+
+    def write(self, slots: torch.Tensor, entries: torch.Tensor) -> None:
+        """Store [n, K, ...] in `slots` [n]."""
+        self.memory[self._places(slots)] = entries
+
+    def _places(self, slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = self.memory.shape[1 : 1 + self.num_offset_axes]
+        step = math.prod(sizes)
+        places, rest = [slots // step], slots % step
+        for size in sizes:
+            step //= size
+            places.append(rest // step)
+            rest = rest % step
+        return tuple(places)
+
+
+def copy_all(views: Sequence[EntryView], sources: torch.Tensor, targets: torch.Tensor) -> None:
+    """See `Ops.copy_entries`."""
+    for view in views:
+        view.write(targets, view.read_heads(sources))
