@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_peers.py --workdir ~/peers --threads 2
 
-Installs what is missing under --workdir (several GB, a C++ build of ten minutes), then measures, one process at a time
-and each on an idle machine: prefill of 512 tokens, decode of one sequence, and 8 and 32 sequences at once.
+Installs what is missing under --workdir (several GB, a C++ build of ten minutes), then loads all engines of a model
+side by side and measures them in turn: prefill of 512 tokens, decode of one sequence, 8 and 32 sequences at once.
 Run it with the interpreter of nonet's environment.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from peers.cases import Case, Job
 from peers.plan import PEERS, Entry, base_environment, entries
 from peers.report import machine, write
-from peers.run import Runner
+from peers.run import Row, Runner
 from peers.workdir import MODELS, Workdir
 
 
@@ -32,23 +32,25 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running peer ends too
     workdir = Workdir(args.workdir)
     job = Job("", "", args.threads, _cases(args), args.repeats, args.seed, 1000, 48_000)
-    models = [MODELS[name] for name in args.models]
-    rows_to_run = entries(workdir, models, args.peers, args.nonet_formats, cores)
+    chosen = [
+        entries(workdir, [MODELS[name]], args.peers, args.nonet_formats, cores)
+        for name in args.models
+    ]
     if args.install_only:
-        _install(rows_to_run)
+        _install([entry for of_model in chosen for entry in of_model])
         return 0
     runner = Runner(
         workdir, job, base_environment(args.threads), waits=not args.no_wait,
         idle_timeout_s=args.idle_timeout, timeout_s=args.timeout, log=_log,
     )  # fmt: skip
     on = machine(cores)
-    done = []
-    for number, entry in enumerate(rows_to_run, start=1):
-        name = f"{entry.peer}, {entry.model.title}, {entry.label}"
-        _log(f"[{number}/{len(rows_to_run)}] {name}")
-        done.append(runner.run(entry))
-        table = write(args.out, job, done, on)
-    print(table.read_text())
+    done: list[Row] = []
+    for of_model in chosen:
+        before = list(done)
+        done += runner.run(
+            of_model, lambda rows, before=before: write(args.out, job, [*before, *rows], on)
+        )
+    print(write(args.out, job, done, on).read_text())
     return 1 if any(row.error and row.peer == "nonet" for row in done) else 0
 
 
@@ -69,11 +71,11 @@ def _parse() -> argparse.Namespace:
     add("--prompt", type=int, default=128, help="prompt tokens of the batch cases")
     add("--output", type=int, default=128, help="output tokens")
     add("--concurrency", type=int, nargs="*", default=[8, 32], help="batch cases")
-    add("--repeats", type=int, default=3)
+    add("--repeats", type=int, default=5, help="rounds of every case")
     add("--seed", type=int, default=0)
     add("--no-wait", action="store_true", help="measure on a busy machine (smoke tests only)")
     add("--idle-timeout", type=float, default=900.0, help="seconds to wait for an idle machine")
-    add("--timeout", type=float, default=3600.0, help="seconds that one process may take")
+    add("--timeout", type=float, default=3600.0, help="seconds that loading, or one turn, may take")
     add("--install-only", action="store_true", help="prepare --workdir and stop")
     args = parser.parse_args()
     if args.out is None:

@@ -1,7 +1,7 @@
 """What every engine is asked to do, and the clock around it; standard library only, as it runs in every peer's venv.
 
-An engine is a function `generate(prompts, output_tokens) -> tokens made`. Each case is timed twice per repeat: once for
-all output tokens and once for a single one, which is the prefill. Then, over the medians:
+An engine is a function `generate(prompts, output_tokens) -> tokens made`, behind a process that answers one request at
+a time (`serve_peer`). In its turn it is timed twice: for a single token each, which is the prefill, and for all. Then
 
     prefill = prompt tokens / time of one token each
     total   = output tokens / time of all
@@ -11,16 +11,15 @@ all output tokens and once for a single one, which is the prefill. Then, over th
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import os
 import random
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Case", "CaseResult", "Generate", "Job", "measure", "run_peer"]
+__all__ = ["Case", "Generate", "Job", "Turn", "prompts_of", "serve_peer"]
 
 Generate = Callable[[list[list[int]], int], int]
 
@@ -37,7 +36,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Job:
-    """One process: one engine with one model in one weight format, all cases."""
+    """One engine with one model in one weight format, all cases."""
 
     model_path: str
     weights: str
@@ -60,59 +59,62 @@ class Job:
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    """Rates in tokens per second, from medians, with the times behind them."""
+class Turn:
+    """One engine's time at one case: `first_s` for one token of each sequence, `full_s` for all tokens.
 
-    name: str
-    prefill_tokens_per_s: float | None
-    decode_tokens_per_s: float | None
-    total_tokens_per_s: float | None
-    full_s: list[float]
-    first_s: list[float]
+    None where it was not measured. `full_s` without `first_s` is decode alone (llama.cpp times it so).
+    """
+
+    first_s: float | None
+    full_s: float | None
+
+    def prefill(self, case: Case) -> float | None:
+        """Prompt tokens per second."""
+        return None if not self.first_s else case.num_prompts * case.prompt_tokens / self.first_s
+
+    def total(self, case: Case) -> float | None:
+        """Output tokens per second, prefill included."""
+        if self.first_s is None or self.full_s is None:
+            return None
+        return case.num_prompts * case.output_tokens / self.full_s
+
+    def decode(self, case: Case) -> float | None:
+        """Output tokens per second after the first."""
+        if self.full_s is None:
+            return None
+        if self.first_s is None:
+            return case.num_prompts * case.output_tokens / self.full_s
+        # A noisy machine can make one token look as slow as all of them; then there is no decode rate.
+        rest_s = self.full_s - self.first_s
+        return case.num_prompts * (case.output_tokens - 1) / rest_s if rest_s > 0 else None
 
 
-def run_peer(start: Callable[[Job], tuple[Generate, str]]) -> None:
-    """The main function of a peer's module: `start` loads the model and returns its `generate` and its version."""
+def serve_peer(start: Callable[[Job], tuple[Generate, str]]) -> None:
+    """The main function of a peer's module: load the model, then time what is asked for until nothing more comes.
+
+    Requests and answers are lines of JSON on two pipes, as a library may write to standard output.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("requests", type=int, help="file descriptor to read")
+    parser.add_argument("answers", type=int, help="file descriptor to write")
     args = parser.parse_args()
     fields = json.loads(args.job.read_text())
     job = Job(**{**fields, "cases": [Case(**case) for case in fields["cases"]]})
+    cases = {case.name: case for case in job.cases}
     began = time.perf_counter()
     generate, version = start(job)
-    load_s = time.perf_counter() - began
-    cases = [dataclasses.asdict(one) for one in measure(generate, job)]
-    args.result.write_text(json.dumps({"version": version, "load_s": load_s, "cases": cases}))
+    with os.fdopen(args.requests) as requests, os.fdopen(args.answers, "w", 1) as answers:
+        load_s = time.perf_counter() - began
+        answers.write(json.dumps({"version": version, "load_s": load_s}) + "\n")
+        for line in requests:
+            asked = json.loads(line)
+            prompts = prompts_of(job, cases[asked["case"]], asked["part"])
+            elapsed = _time(generate, prompts, asked["output_tokens"])
+            answers.write(json.dumps({"seconds": elapsed}) + "\n")
 
 
-def measure(generate: Generate, job: Job) -> list[CaseResult]:
-    """Warm up with every shape, then time every case `repeats` times on fresh prompts."""
-    for case in job.cases:
-        _time(generate, _prompts(job, case, "warm-up"), case.output_tokens)
-        _time(generate, _prompts(job, case, "warm-up one"), 1)
-    return [_measure_case(generate, job, case) for case in job.cases]
-
-
-def _measure_case(generate: Generate, job: Job, case: Case) -> CaseResult:
-    first_s = []
-    full_s = []
-    for repeat in range(job.repeats):
-        first_s.append(_time(generate, _prompts(job, case, f"{repeat} one"), 1))
-        if case.output_tokens > 1:
-            full_s.append(_time(generate, _prompts(job, case, f"{repeat} all"), case.output_tokens))
-    first = statistics.median(first_s)
-    prefill = case.num_prompts * case.prompt_tokens / first
-    if not full_s:
-        return CaseResult(case.name, prefill, None, None, full_s, first_s)
-    full = statistics.median(full_s)
-    total = case.num_prompts * case.output_tokens / full
-    # A noisy machine can make one token look as slow as all of them; then there is no decode rate.
-    decode = case.num_prompts * (case.output_tokens - 1) / (full - first) if full > first else None
-    return CaseResult(case.name, prefill, decode, total, full_s, first_s)
-
-
-def _prompts(job: Job, case: Case, part: str) -> list[list[int]]:
+def prompts_of(job: Job, case: Case, part: str) -> list[list[int]]:
     """Random token ids, equal for every engine, new for every use, so that no cache can help."""
     stream = random.Random(f"{job.seed} {case.name} {part}")
     return [

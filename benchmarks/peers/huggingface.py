@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import transformers
 
-from peers.cases import Generate, Job, run_peer
+from peers.cases import Generate, Job, serve_peer
 
 
 def start(job: Job) -> tuple[Generate, str]:
@@ -30,4 +30,4 @@ def start(job: Job) -> tuple[Generate, str]:
 
 
 if __name__ == "__main__":
-    run_peer(start)
+    serve_peer(start)

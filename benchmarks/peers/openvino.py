@@ -6,7 +6,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from peers.cases import Generate, Job, run_peer
+from peers.cases import Generate, Job, serve_peer
 
 
 def start(job: Job) -> tuple[Generate, str]:
@@ -36,4 +36,4 @@ def start(job: Job) -> tuple[Generate, str]:
 
 
 if __name__ == "__main__":
-    run_peer(start)
+    serve_peer(start)

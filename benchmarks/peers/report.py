@@ -6,14 +6,16 @@ import dataclasses
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.cases import Case, Job
+from peers.cases import Case, Job, Turn
 from peers.run import Row
 
 __all__ = ["machine", "markdown", "write"]
@@ -37,7 +39,7 @@ def machine(cores: Sequence[int]) -> dict[str, Any]:
 
 
 def write(folder: Path, job: Job, rows: Sequence[Row], on: dict[str, Any]) -> Path:
-    """results.json and results.md in `folder`; called after every row, so that an interrupted run keeps what it has."""
+    """results.json and results.md in `folder`; called after every round: an interrupted run keeps what it has."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -56,25 +58,36 @@ def write(folder: Path, job: Job, rows: Sequence[Row], on: dict[str, Any]) -> Pa
 def markdown(job: Job, rows: Sequence[Row], on: dict[str, Any]) -> str:
     """Tokens per second; in batches the total over the whole run, and in parentheses the decode rate."""
     lines = [
-        f"{on['cpu']}, {job.threads} threads ({', '.join(on['flags'])}). Tokens per second, medians of "
-        f"{job.repeats} after a warm-up, random prompts (seed {job.seed}), EOS ignored. Batches: output tokens over "
-        "the whole run, prefill included; in parentheses after prefill.",
+        f"{on['cpu']}, {job.threads} threads ({', '.join(on['flags'])}). Tokens per second, medians of up to "
+        f"{job.repeats} rounds in which the engines took turns, random prompts (seed {job.seed}), EOS ignored. "
+        "Batches: output tokens over the whole run, prefill included; in parentheses after prefill.",
     ]
     for model in dict.fromkeys(row.model for row in rows):
-        lines += ["", f"## {model}", "", "| engine | weights | " + " | ".join(_titles(job)) + " |"]
-        lines.append("|---|---|" + "---|" * len(job.cases))
-        for row in rows:
-            if row.model == model:
-                cells = [_cell(case, row) for case in job.cases]
-                name = f"{row.peer} {row.version}" if row.version else row.peer
-                lines.append(f"| {name} | {row.weights} | " + " | ".join(cells) + " |")
+        of_model = [row for row in rows if row.model == model]
+        lines += ["", f"## {model}", "", *_table(job, of_model, _cell)]
+        for base in of_model:
+            if base.peer == "nonet" and base.turns:
+                against = [row for row in of_model if row.peer != "nonet" and row.turns]
+                title = f"nonet ({base.weights}) over each: median of the rounds' ratios [smallest, largest]."
+                lines += ["", title, ""]
+                lines += _table(job, against, partial(_ratio, base))
     failed = [row for row in rows if row.error]
     if failed:
         lines += ["", "Failed:", ""]
         lines += [f"- {row.peer}, {row.model}, {row.weights}: {_reason(row)}" for row in failed]
     busy = max((share for row in rows for share in row.busy_before), default=0.0)
-    lines += ["", f"Busiest moment just before a process: {busy:.0%} of the machine.", ""]
+    lines += ["", f"Busiest moment just before a turn: {busy:.0%} of the machine.", ""]
     return "\n".join(lines)
+
+
+def _table(job: Job, rows: Sequence[Row], cell: Callable[[Case, Row], str]) -> list[str]:
+    lines = ["| engine | weights | " + " | ".join(_titles(job)) + " |"]
+    lines.append("|---|---|" + "---|" * len(job.cases))
+    for row in rows:
+        name = f"{row.peer} {row.version}" if row.version else row.peer
+        cells = " | ".join(cell(case, row) for case in job.cases)
+        lines.append(f"| {name} | {row.weights} | {cells} |")
+    return lines
 
 
 def _titles(job: Job) -> list[str]:
@@ -87,15 +100,35 @@ def _titles(job: Job) -> list[str]:
 
 
 def _cell(case: Case, row: Row) -> str:
-    found = row.cases.get(case.name)
-    if found is None:
-        return "-"
+    turns = row.turns.get(case.name, [])
     prefill, decode, total = (
-        _number(found[f"{kind}_tokens_per_s"]) for kind in ("prefill", "decode", "total")
+        _number(_median([rate for turn in turns if (rate := measure(turn, case)) is not None]))
+        for measure in (Turn.prefill, Turn.decode, Turn.total)
     )
     if case.output_tokens == 1:
         return prefill
     return decode if case.num_prompts == 1 else f"{total} ({decode})"
+
+
+def _ratio(base: Row, case: Case, row: Row) -> str:
+    """What counts in this case (prefill, decode of one, or total), ours over theirs of the same round."""
+    measure = Turn.total
+    if case.num_prompts == 1:
+        measure = Turn.prefill if case.output_tokens == 1 else Turn.decode
+    ratios = []
+    for ours, theirs in zip(
+        base.turns.get(case.name, []), row.turns.get(case.name, []), strict=False
+    ):
+        our_rate, their_rate = measure(ours, case), measure(theirs, case)
+        if our_rate and their_rate:
+            ratios.append(our_rate / their_rate)
+    if not ratios:
+        return "-"
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def _median(rates: list[float]) -> float | None:
+    return statistics.median(rates) if rates else None
 
 
 def _number(value: float | None) -> str:

@@ -1,47 +1,57 @@
-"""One row of the table: a fresh process on an idle machine, and what came of it."""
+"""All engines of one model, loaded side by side and measured in turn.
+
+A shared machine changes its speed by a factor within minutes. Engines measured one after the other would be compared
+across such changes; here each repeat of a case goes round all engines, so that what is compared was measured seconds
+apart, and each turn begins on an idle machine.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
 
-from peers import llama_cpp
-from peers.cases import Job
+from peers.cases import Case, Job, Turn
 from peers.idle import busy_share, wait_until_idle
+from peers.llama_cpp import LlamaCpp
 from peers.plan import Entry
+from peers.process import ProcessEngine
 from peers.workdir import Workdir
 
 __all__ = ["Row", "Runner"]
 
+Result = TypeVar("Result")
 
-@dataclass(frozen=True)
+
+@dataclass
 class Row:
-    """A measured row, or, with `error` set, why there is none."""
+    """One engine's turns by case name, or, with `error` set, why there are none."""
 
     peer: str
     model: str
     weights: str
-    version: str | None
+    version: str | None = None
+    load_s: float | None = None
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
+    busy_before: list[float] = field(default_factory=list)  # share of the machine busy just before
+    environment: dict[str, str] = field(default_factory=dict)  # what was set besides thread counts
+    error: str | None = None
+
+
+class _Engine(Protocol):
+    version: str
     load_s: float | None
-    cases: dict[str, dict[str, Any]]
-    busy_before: list[float]  # share of the machine that was busy just before each process
-    environment: dict[str, str]  # what was set besides thread counts
-    wall_s: float
-    error: str | None
+
+    def turn(self, case: Case, part: str) -> Turn: ...
+
+    def close(self) -> None: ...
 
 
 class Runner:
-    """Runs entries one after the other."""
+    """Runs the entries of one model."""
 
     def __init__(
         self, workdir: Workdir, job: Job, base_environment: dict[str, str], *,
@@ -54,83 +64,68 @@ class Runner:
         self._idle_timeout_s = idle_timeout_s
         self._timeout_s = timeout_s
         self._log = log
-        self._busy: list[float] = []
 
-    def run(self, entry: Entry) -> Row:
-        """Prepare, wait for an idle machine, measure. A failure becomes the row's error."""
-        self._busy = []
-        began = time.monotonic()
-        environment: dict[str, str] = {}
-        found: dict[str, Any] = {}
-        error = None
+    def run(self, entries: Sequence[Entry], after_round: Callable[[list[Row]], None]) -> list[Row]:
+        """Load every engine, warm it up, take turns. `after_round` sees the rows after each round."""
+        rows = [Row(one.peer, one.model.title, one.label) for one in entries]
+        engines: dict[int, _Engine] = {}
         try:
-            job = dataclasses.replace(
-                self._job, model_path=str(entry.model_path()), weights=entry.weights
-            )
-            python = entry.python()
-            environment = entry.environment()
-            if entry.peer == "llama_cpp":
-                programs, version = self._workdir.llama_programs(), self._workdir.llama_version()
-                found = llama_cpp.measure(job, programs, version, self._wait)
-            else:
-                found = self._in_process(entry.peer, python, job, environment)
-        except (RuntimeError, OSError, ValueError) as problem:
-            error = str(problem)
-            self._log(f"  failed: {error.strip().splitlines()[-1] if error.strip() else problem!r}")
-        return Row(
-            peer=entry.peer,
-            model=entry.model.title,
-            weights=entry.label,
-            version=found.get("version"),
-            load_s=found.get("load_s"),
-            cases={case["name"]: case for case in found.get("cases", [])},
-            busy_before=self._busy,
-            environment=environment,
-            wall_s=time.monotonic() - began,
-            error=error,
+            for number, (entry, row) in enumerate(zip(entries, rows, strict=True)):
+                engine = self._guarded(row, partial(self._start, entry, row))
+                if engine is not None:
+                    engines[number] = engine
+            for case in self._job.cases:
+                for repeat in range(self._job.repeats):
+                    self._round(case, repeat, engines, rows)
+                    after_round(rows)
+        finally:
+            for engine in engines.values():
+                engine.close()
+        return rows
+
+    def _start(self, entry: Entry, row: Row) -> _Engine:
+        began = time.monotonic()
+        job = dataclasses.replace(
+            self._job, model_path=str(entry.model_path()), weights=entry.weights
         )
+        python = entry.python()
+        row.environment = entry.environment()
+        engine: _Engine
+        if entry.peer == "llama_cpp":
+            engine = LlamaCpp(job, self._workdir.llama_programs(), self._workdir.llama_version())
+        else:
+            environment = {**self._base_environment, **row.environment}
+            engine = ProcessEngine(entry.peer, python, job, environment, self._timeout_s)
+            for case in job.cases:
+                engine.turn(case, "warm-up")
+        row.version, row.load_s = engine.version, engine.load_s
+        self._log(f"{row.model}: {row.peer}, {row.weights} ready in {time.monotonic() - began:.0f} s")  # fmt: skip
+        return engine
 
-    def _wait(self) -> None:
-        waited = self._waits
-        share = wait_until_idle(timeout_s=self._idle_timeout_s) if waited else busy_share(0.2)
-        self._busy.append(round(share, 3))
+    def _round(self, case: Case, repeat: int, engines: dict[int, _Engine], rows: list[Row]) -> None:
+        order = list(engines)
+        shift = repeat % max(1, len(order))  # so that nobody always follows the same one
+        for number in order[shift:] + order[:shift]:
+            row = rows[number]
+            row.busy_before.append(round(self._wait(), 3))
+            turn = self._guarded(row, partial(engines[number].turn, case, str(repeat)))
+            if turn is None:
+                engines.pop(number).close()
+            else:
+                row.turns.setdefault(case.name, []).append(turn)
+        self._log(f"{case.name}, round {repeat + 1} of {self._job.repeats}")
 
-    def _in_process(
-        self, peer: str, python: Path, job: Job, environment: dict[str, str]
-    ) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as folder:
-            job_file, result_file = Path(folder, "job.json"), Path(folder, "result.json")
-            log_file = Path(folder, "log")
-            job_file.write_text(json.dumps(dataclasses.asdict(job)))
-            command = [str(python), "-m", f"peers.{peer}", str(job_file), str(result_file)]
-            self._wait()
-            with log_file.open("wb") as log:
-                status = _run_group(
-                    command,
-                    {**self._base_environment, **environment},
-                    log.fileno(),
-                    self._timeout_s,
-                )
-            if status or not result_file.exists():
-                tail = log_file.read_text(errors="replace")[-3000:]
-                raise RuntimeError(f"peers.{peer} ended with {status}:\n{tail}")
-            result: dict[str, Any] = json.loads(result_file.read_text())
-            return result
+    def _wait(self) -> float:
+        if not self._waits:
+            return busy_share(0.1)
+        return wait_until_idle(quiet_s=0.4, timeout_s=self._idle_timeout_s)
 
-
-def _run_group(
-    command: list[str], environment: dict[str, str], log: int, timeout_s: float
-) -> int | str:
-    """Exit status of the command, or "timeout"; the processes it left behind end with it."""
-    here = Path(__file__).parent.parent
-    process = subprocess.Popen(
-        command, cwd=here, env=environment, stdout=log, stderr=log, start_new_session=True
-    )
-    try:
-        return process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return "timeout"
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # when nothing was left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def _guarded(self, row: Row, act: Callable[[], Result]) -> Result | None:
+        """The result, or None with the reason in the row: one engine's failure does not end the others' run."""
+        try:
+            return act()
+        except (RuntimeError, OSError, ValueError) as problem:
+            row.error = str(problem)
+            lines = row.error.strip().splitlines()
+            self._log(f"{row.peer}, {row.weights} failed: {lines[-1] if lines else problem!r}")
+            return None

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from vllm import LLM, SamplingParams
 
-from peers.cases import Generate, Job, run_peer
+from peers.cases import Generate, Job, serve_peer
 
 
 def start(job: Job) -> tuple[Generate, str]:
@@ -30,4 +30,4 @@ def start(job: Job) -> tuple[Generate, str]:
 
 
 if __name__ == "__main__":
-    run_peer(start)
+    serve_peer(start)
