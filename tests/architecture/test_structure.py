@@ -36,6 +36,8 @@ TORCH_FREE = [
     "nonet.core.catalogue",
     "nonet.engine.async_llm",
     "nonet.engine.client",
+    "nonet.gateway.assemble",
+    "nonet.gateway.cache.exact",
     "nonet.kv.cache",
     "nonet.scheduler.scheduler",
     "nonet.server.app",
@@ -46,6 +48,7 @@ TORCH_FREE = [
 ]
 
 CATALOGUES = [
+    "nonet.gateway:LAYERS",
     "nonet.kernels:KERNELS",
     "nonet.models.registry:FAMILIES",
     "nonet.quant.checkpoints:CHECKPOINT_FORMATS",

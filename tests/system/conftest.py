@@ -78,9 +78,10 @@ def start_one(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     def start(
         fake: FakeConfig | None = None,
         options: dict[str, object] | None = None,
+        gateway: dict[str, object] | None = None,
         **server: object,
     ) -> RunningServer:
-        started.append(start_server(tmp_path, fake, options, **server))
+        started.append(start_server(tmp_path, fake, options, gateway, **server))
         return started[-1]
 
     yield start

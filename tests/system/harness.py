@@ -104,12 +104,14 @@ def start_server(
     folder: Path,
     fake: FakeConfig | None = None,
     options: dict[str, object] | None = None,
+    gateway: dict[str, object] | None = None,
     **server: object,
 ) -> RunningServer:
     """Start a server on a free port and wait for its start-up table. With `options`, of a real model."""
     job = {
         "fake": msgspec.to_builtins(fake or FakeConfig()),
         "options": options or {},
+        "gateway": gateway or {},
         "server": {"port": 0, "drain_s": 5.0, **server},
     }
     log = folder / f"server-{time.monotonic_ns()}.log"

@@ -11,7 +11,7 @@ import msgspec
 
 from nonet.config.load import from_options
 from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
-from nonet.config.schema import Config, ServerConfig
+from nonet.config.schema import Config, GatewayConfig, ServerConfig
 from nonet.core.model_spec import GenerationDefaults, ModelSpec, RopeSpec
 from nonet.engine.prepare import resolve_config
 from nonet.server.run import serve
@@ -41,6 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     fake: FakeConfig = msgspec.field(default_factory=FakeConfig)
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
+    gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
     options: dict[str, str | bool | int | float] = {}
 
 
@@ -76,7 +77,9 @@ def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
 def main(text: str) -> None:
     job = msgspec.json.decode(text, type=Job)
     if job.options:
-        config = dataclasses.replace(from_options(job.options), server=job.server)
+        config = dataclasses.replace(
+            from_options(job.options), server=job.server, gateway=job.gateway
+        )
         resolved, spec = resolve_config(config)
         serve(config, resolved, spec)
         return
@@ -84,7 +87,7 @@ def main(text: str) -> None:
         write_tokenizer(Path(folder))
         launch = fake_launch(job.fake)
         resolved = fake_resolved(job.fake, folder)
-        serve(Config(server=job.server), resolved, FAKE_SPEC, launch=launch)
+        serve(Config(server=job.server, gateway=job.gateway), resolved, FAKE_SPEC, launch=launch)
 
 
 if __name__ == "__main__":

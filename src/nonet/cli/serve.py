@@ -18,4 +18,4 @@ def serve(loaded: Loaded) -> int:
     return 0
 
 
-command = configured(serve, *ENGINE, "server", model_first=True)
+command = configured(serve, *ENGINE, "server", "gateway", model_first=True)

@@ -12,6 +12,7 @@ __all__ = [
     "CacheConfig",
     "Config",
     "Doc",
+    "GatewayConfig",
     "ModelConfig",
     "RuntimeConfig",
     "SchedulerConfig",
@@ -123,6 +124,24 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """What stands above the engine."""
+
+    gateway: Annotated[
+        tuple[str, ...],
+        Doc("layers above the engine, each as name:key=value: ledger, exact_cache"),
+    ] = ()
+    data_dir: Annotated[
+        str | None, Doc("folder for what outlives the server: ledger, cached answers")
+    ] = None
+    price_table: Annotated[str | None, Doc("JSON file of prices in LiteLLM's format")] = None
+    store_sync: Annotated[
+        Literal["full", "normal"],
+        Doc("full: what is written survives a power cut; normal: the end of the process only"),
+    ] = "full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All sections."""
 
@@ -131,3 +150,4 @@ class Config:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)

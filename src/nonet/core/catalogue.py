@@ -31,6 +31,10 @@ class Catalogue:
     def names(self) -> list[str]:
         return sorted(self._entries)
 
+    def order(self) -> list[str]:
+        """The names as the table lists them, where that order means something."""
+        return list(self._entries)
+
     def load(self, name: str) -> Any:
         """The class called `name`; UnknownNameError names the near misses."""
         if name not in self._entries:
@@ -42,16 +46,21 @@ class Catalogue:
 
     def build(self, spec: str) -> Any:
         """An object from a spec string: `Class(Class.Config(**knobs))`, or `Class()` when it has no Config."""
+        _, cls, config = self.configured(spec)
+        return cls() if config is None else cls(config)
+
+    def configured(self, spec: str) -> tuple[str, Any, Any]:
+        """Name, class and `Config` of a spec string; None for a class that has no Config."""
         name, knobs = parse_spec(spec)
         cls = self.load(name)
         config_cls = getattr(cls, "Config", None)
-        if config_cls is None:
-            if knobs:
-                raise ConfigError(
-                    f"{self.kind} {name!r} takes no options; {spec!r} gives {', '.join(sorted(knobs))}"
-                )
-            return cls()
-        return cls(_config(self.kind, name, config_cls, knobs))
+        if config_cls is not None:
+            return name, cls, _config(self.kind, name, config_cls, knobs)
+        if knobs:
+            raise ConfigError(
+                f"{self.kind} {name!r} takes no options; {spec!r} gives {', '.join(sorted(knobs))}"
+            )
+        return name, cls, None
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:

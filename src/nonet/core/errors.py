@@ -13,7 +13,9 @@
     │   ├── UnsupportedModelError    a sound model that nonet cannot run
     │   └── DownloadError            a model could not be fetched
     ├── OverloadedError              full; try again after `retry_after_s`  429
+    │   └── RateLimitError           the key has used what it may           429
     ├── UnavailableError             draining or restarting                 503
+    │   └── StoreError               the database cannot be read or written 503
     └── EngineDeadError              the engine process is gone             503
 
 User mistakes say what was given, what is allowed and what to do. HTTP statuses are assigned in one place,
@@ -33,7 +35,9 @@ __all__ = [
     "NonetError",
     "NotFoundError",
     "OverloadedError",
+    "RateLimitError",
     "RequestTooLargeError",
+    "StoreError",
     "UnavailableError",
     "UnknownNameError",
     "UnsupportedModelError",
@@ -101,8 +105,16 @@ class OverloadedError(NonetError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimitError(OverloadedError):
+    """The API key has used up its requests, tokens or money for now."""
+
+
 class UnavailableError(NonetError):
     """The server is draining or its engine is being restarted."""
+
+
+class StoreError(UnavailableError):
+    """The server's database could not be read or written; nothing of what was asked is kept."""
 
 
 class EngineDeadError(NonetError):

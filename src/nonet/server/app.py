@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nonet.core.errors import NonetError, UnavailableError
+from nonet.gateway.cache.exact import ExactCache
 from nonet.server import health
 from nonet.server.auth import OPEN_PATHS
 from nonet.server.call import Call, Endpoint, header
@@ -22,6 +23,7 @@ from nonet.server.openai.chat import chat_completions
 from nonet.server.openai.completions import completions
 from nonet.server.openai.models import list_models, show_model
 from nonet.server.openai.tokenize import detokenize, tokenize
+from nonet.server.replays import Replays
 from nonet.server.state import ServerState
 
 __all__ = ["ROUTES", "create_app"]
@@ -59,6 +61,8 @@ class _Door:
     def __init__(self, inner: ASGIApp, state: ServerState) -> None:
         self._inner = inner
         self._state = state
+        cache = next((x for x in state.pipeline.layers if isinstance(x, ExactCache)), None)
+        self._replay = Endpoint(Replays(cache).answer) if cache is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +86,10 @@ class _Door:
         began_s = time.monotonic()
         state.active.add(call)
         try:
-            await self._inner(scope, receive, send)
+            if self._replay is not None:
+                await self._replay(scope, receive, send)
+            if not call.status:
+                await self._inner(scope, receive, send)
         finally:
             state.active.discard(call)
             logger.info(

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,16 +17,31 @@ from starlette.types import Message, Receive, Scope, Send
 
 from nonet.core import limits
 from nonet.core.errors import InvalidRequestError, RequestTooLargeError, UserError
+from nonet.gateway.answer import Ask, Caller, Reply
 from nonet.server.errors import answer_of, event_of
 from nonet.server.limits import maximum
 from nonet.server.protocol import ABORT_EXTENSION
 from nonet.server.sse import EventStream
 from nonet.server.state import ServerState
+from nonet.server.wishes import cache_wishes
 
-__all__ = ["Call", "Endpoint"]
+__all__ = ["Call", "Endpoint", "Sent"]
 
 T = TypeVar("T")
 logger = logging.getLogger("nonet.server")
+
+
+@dataclass(slots=True)
+class Sent:
+    """An answer as it went out."""
+
+    status: int = 0
+    content_type: bytes = b""
+    parts: list[bytes] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
 
 
 class Call:
@@ -38,10 +55,30 @@ class Call:
         self._receive = receive
         self._raw_send = send
         self.status = 0  # of the answer, once it has begun
+        self.ask: Ask | None = (
+            None  # what was asked of the gateway, and its reply, once there is one
+        )
+        self.reply: Reply | None = None
+        self.on_sent: Callable[[Call, Sent], None] | None = (
+            None  # gets an answer of the exact cache
+        )
+        self._sent: Sent | None = None
+        self._body: bytes | None = None
+
+    @cached_property
+    def caller(self) -> Caller:
+        """Who asks, for the gateway."""
+        return Caller(tenant=self.tenant, key_id=self.tenant[:16], wishes=cache_wishes(self.scope))
+
+    def replied(self, ask: Ask, reply: Reply) -> None:
+        """The gateway has taken the ask; its reply's outcome goes into the answer's head."""
+        self.ask, self.reply = ask, reply
+        if self.on_sent is not None and reply.outcome.entry is not None:
+            self._sent = Sent()
 
     async def json(self, schema: type[T]) -> T:
         """The body as `schema`; the errors name the field."""
-        body = await self._body()
+        body = await self.body()
         try:
             return msgspec.json.decode(body, type=schema)
         except msgspec.ValidationError as error:
@@ -87,13 +124,12 @@ class Call:
         answer = answer_of(error)
         await self.respond_bytes(answer.body, status=answer.status, headers=answer.headers)
 
-    def event_stream(self, request_ids: list[str]) -> EventStream:
-        """A stream whose unsent bytes are those that the engine client holds for `request_ids`."""
-        engine = self.state.engine
+    def event_stream(self) -> EventStream:
+        """A stream whose unsent bytes are those that wait in the gateway's reply."""
         return EventStream(
             self._send,
             ((b"x-request-id", self.request_id.encode()),),
-            lambda: sum(engine.pending_bytes(request_id) for request_id in request_ids[:1]),
+            lambda: self.reply.pending_bytes() if self.reply is not None else 0,
             self.cut,
         )
 
@@ -115,9 +151,28 @@ class Call:
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began(message["status"])
+            if self.reply is not None:
+                message["headers"] = [*message["headers"], *self.reply.outcome.all_headers()]
+        if self._sent is not None:
+            self._keep(self._sent, message)
         await self._raw_send(message)
 
-    async def _body(self) -> bytes:
+    def _keep(self, sent: Sent, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            sent.status = message["status"]
+            sent.content_type = dict(message["headers"])[b"content-type"]
+            return
+        sent.parts.append(message["body"])
+        if not message["more_body"] and self.on_sent is not None:
+            self.on_sent(self, sent)
+
+    async def body(self) -> bytes:
+        """The request's body; it is read once."""
+        if self._body is None:
+            self._body = await self._read_body()
+        return self._body
+
+    async def _read_body(self) -> bytes:
         limit = self.state.config.max_body_bytes
         declared = header(self.scope, b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:

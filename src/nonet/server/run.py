@@ -23,10 +23,13 @@ import uvicorn
 import uvloop
 
 from nonet.config.resolved import Resolved
-from nonet.config.schema import Config, ServerConfig
+from nonet.config.schema import Config, GatewayConfig, ServerConfig
 from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
 from nonet.engine.client import EngineClient, EngineLaunch, Supervision
+from nonet.gateway.assemble import build, open_site
+from nonet.gateway.generate import EngineAnswers
+from nonet.gateway.pipeline import Pipeline
 from nonet.server.app import create_app
 from nonet.server.auth import HostList, KeyRing, read_keys, refuse_open_bind
 from nonet.server.protocol import BoundedProtocol
@@ -66,7 +69,7 @@ def serve(
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     launch = launch or EngineLaunch(config=msgspec.json.encode(resolved))
-    serving = Serving(config.server, resolved, spec, launch)
+    serving = Serving(config.server, resolved, spec, launch, gateway=config.gateway)
     uvloop.run(serving.run(show or _print))
 
 
@@ -80,6 +83,7 @@ class Serving:
         spec: ModelSpec,
         launch: EngineLaunch,
         supervision: Supervision | None = None,
+        gateway: GatewayConfig | None = None,
     ) -> None:
         self._config = config
         self._resolved = resolved
@@ -87,6 +91,8 @@ class Serving:
         self._keys = read_keys(config)
         refuse_open_bind(config, self._keys)
         self._socket = _bind(config)
+        self._site = open_site(gateway or GatewayConfig(), resolved)
+        self._layers = build(gateway or GatewayConfig(), self._site)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._engine = EngineClient(launch, supervision)
         self._stop = asyncio.Event()  # first signal
@@ -112,12 +118,16 @@ class Serving:
                 self._pool, _load_text, self._resolved.model_path
             )
             state = self._state(tokenizer, template)
+            await state.pipeline.start()
             with self._socket:
                 await self._serve(state, engine_start, show)
+            await state.pipeline.close()
         finally:
             engine_start.cancel()
             await asyncio.gather(engine_start, return_exceptions=True)
             await self._engine.close()
+            if self._site.database is not None:
+                await self._site.database.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
@@ -180,6 +190,7 @@ class Serving:
             keys=KeyRing(self._keys),
             hosts=HostList(self._config),
             metrics=metrics,
+            pipeline=Pipeline(self._layers, EngineAnswers(engine, tokenizer)),
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from nonet.config.schema import ServerConfig
 from nonet.core.model_spec import GenerationDefaults
 from nonet.engine.client import EngineClient
+from nonet.gateway.pipeline import Pipeline
 from nonet.server.auth import HostList, KeyRing
 from nonet.server.sse import StreamGuard
 from nonet.telemetry.metrics import Metrics
@@ -42,6 +43,7 @@ class ServerState:
     hosts: HostList
     metrics: Metrics
     guard: StreamGuard
+    pipeline: Pipeline  # the layers above the engine, and below them the engine
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False
     active: set[object] = field(default_factory=set)  # calls that run, probes left out

@@ -23,6 +23,7 @@ SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",
     "--drain-s", "--keep-alive-s", "--log-level",
 }  # fmt: skip
+GATEWAY = {"--gateway", "--data-dir", "--price-table", "--store-sync"}
 SAMPLING = {
     "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
 }  # fmt: skip
@@ -33,7 +34,7 @@ WORKLOAD = {
 
 # What users rely on: a change here is a change for them, and belongs in the change log.
 FROZEN = {
-    "serve": ENGINE | SERVER,
+    "serve": ENGINE | SERVER | GATEWAY,
     "chat": ENGINE | SAMPLING | {"--system", "--url", "--api-key"},
     "generate": ENGINE | SAMPLING | {"--prompts", "--chat", "--json"},
     "pull": {"--name", "--accept-unknown-licence", "--accept-terms"},

@@ -24,7 +24,9 @@ STATUSES = {
     "UnsupportedModelError": 400,
     "DownloadError": 400,
     "OverloadedError": 429,
+    "RateLimitError": 429,
     "UnavailableError": 503,
+    "StoreError": 503,
     "EngineDeadError": 503,
 }
 

@@ -11,6 +11,7 @@ import orjson
 
 from nonet.core.errors import InvalidRequestError
 from nonet.core.limits import check
+from nonet.gateway.answer import Conversation
 from nonet.server.call import Call
 from nonet.server.generation import ChoiceText, Generation
 from nonet.server.limits import check_choices
@@ -51,7 +52,12 @@ async def chat_completions(call: Call) -> None:
     check_fits(model, prompt_ids, params.max_tokens, "messages")
     name = f"chatcmpl-{uuid.uuid4().hex}"
     requests = engine_requests(call, name, [prompt_ids], params, body)
-    generation = Generation(call.state, requests, received_s)
+    generation = Generation(
+        call,
+        requests,
+        received_s,
+        conversation=Conversation(messages=messages, settings=_settings(body)),
+    )
     if body.stream:
         shape = _ChatChunks(call, body, name, prompt_ids, generation.num_choices)
         await send_stream(call, generation, shape, with_usage=wants_usage(body))
@@ -61,6 +67,16 @@ async def chat_completions(call: Call) -> None:
         generation,
         lambda choices: _whole(call, body, name, prompt_ids, generation, choices),
     )
+
+
+def _settings(body: ChatRequest) -> dict[str, Any]:
+    """What shapes the answer besides messages and sampling."""
+    return {
+        "tools": body.tools,
+        "tool_choice": body.tool_choice,
+        "response_format": body.response_format,
+        "chat_template_kwargs": body.chat_template_kwargs,
+    }
 
 
 def _max_tokens(body: ChatRequest) -> int | None:

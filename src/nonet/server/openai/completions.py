@@ -58,7 +58,7 @@ async def completions(call: Call) -> None:
     name = f"cmpl-{uuid.uuid4().hex}"
     requests = engine_requests(call, name, [prompt.ids for prompt in prompts], params, body)
     shape = _CompletionShape(call, body, name, prompts, params.n)
-    generation = Generation(call.state, requests, received_s, shape.echoed())
+    generation = Generation(call, requests, received_s, shape.echoed())
     if body.stream:
         await send_stream(call, generation, shape, with_usage=wants_usage(body))
     else:

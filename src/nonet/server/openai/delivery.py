@@ -28,7 +28,7 @@ async def send_stream(
 
     Nothing is sent before the first text, so that a rejection is still a status; a long silence sends the head early.
     """
-    stream = call.event_stream(generation.request_ids)
+    stream = call.event_stream()
     idle_s = call.state.config.keep_alive_s
     opening = shape.opening()
     with call.state.guard.watch(stream):

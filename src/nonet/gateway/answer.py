@@ -1,0 +1,180 @@
+"""The nouns of the gateway: what a call asks of a model and what comes back, in no API's dialect.
+
+An `Ask` holds token ids, sampling and who asks; a `Reply` holds pieces of text and tokens, counts, and what became of
+the ask on its way. Every dialect is built from these, so a layer serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nonet.core.outputs import FinishReason, TokenLogprob
+from nonet.core.request import Request
+from nonet.telemetry.events import Saving
+from nonet.telemetry.ledger import LedgerRow
+
+__all__ = [
+    "Ask",
+    "CacheOutcome",
+    "CacheWishes",
+    "Caller",
+    "ChoiceText",
+    "Conversation",
+    "KeyLimits",
+    "Outcome",
+    "Reply",
+    "Usage",
+]
+
+CacheOutcome = Literal["exact", "semantic", "miss", "bypass"]
+
+
+@dataclass(slots=True)
+class ChoiceText:
+    """New text of one choice; several deltas of a reader that was behind come as one."""
+
+    choice: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    text_offsets: list[int] = field(default_factory=list)  # characters before each token
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of the whole call."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    written_5m_tokens: int = 0  # prompt tokens kept in the prefix cache on request, for 5 minutes
+    written_1h_tokens: int = 0  # and for an hour
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheWishes:
+    """What the caller says about cached answers: the Cache-Control of HTTP, and the consent to a sampled one."""
+
+    no_cache: bool = False  # a new answer is wanted; it may be kept
+    no_store: bool = False  # neither read nor keep
+    max_age_s: float | None = None
+    allow_sampled: bool = False  # an answer that was drawn at random for an equal ask will do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """What one API key may use; None does not limit. Money is in the price table's currency, as a decimal."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    money_per_day: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, and on what terms. Nothing cached for one tenant is ever seen by another."""
+
+    tenant: str = ""
+    key_id: str = ""  # which of the tenant's keys; what is used is booked to it
+    tier: str = "standard"
+    wishes: CacheWishes = CacheWishes()
+    limits: KeyLimits | None = None  # None: what the limits layer gives to all
+    book: Callable[[LedgerRow], None] | None = None  # takes the row instead of the ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A chat as the dialect understood it, for layers that need more than token ids. `settings` is what else shapes the
+    answer: tools, the choice among them, the format asked for."""
+
+    messages: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One call: its requests, in the order of its prompts. Choice numbers run over prompts, then over n.
+
+    `echoed` is, per request, how many characters of prompt the answer will repeat before its own. Without
+    `is_streamed` the pieces may be few and large; with `keeps_steps` each is still what one step brought. With
+    `idle_s`, an empty list comes when nothing came for that long. `held` is a cache's entry whose answer the caller
+    has at hand: when the reply is that entry, its pieces are left out.
+    """
+
+    requests: tuple[Request, ...]
+    caller: Caller = Caller()
+    route: str = ""  # where the call came in, for the books
+    echoed: tuple[int, ...] | None = None
+    conversation: Conversation | None = None
+    is_streamed: bool = False
+    idle_s: float | None = None
+    keeps_steps: bool = False
+    held: object | None = None
+
+    @property
+    def ask_id(self) -> str:
+        """Unique: made by the server."""
+        return self.requests[0].request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(request.prompt_ids) for request in self.requests)
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.requests) * self.requests[0].params.n
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of an ask. Layers write what they know before they return their reply; `headers` tells the client."""
+
+    cache: CacheOutcome | None = None  # None: no cache stands in the way
+    similarity: float | None = None
+    tier: str | None = None
+    cost: str | None = None  # a decimal, where it is known before the answer
+    savings: list[Saving] = field(default_factory=list)
+    headers: list[tuple[bytes, bytes]] = field(
+        default_factory=list
+    )  # of layers that have more to say
+    entry: object | None = None  # the cache's own object that the answer was read from
+    total: Usage | None = None  # the counts of the whole answer, where they are known before it
+    finish: FinishReason | None = None  # with `total`
+
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of the HTTP answer."""
+        named = (
+            (b"x-nonet-cache", self.cache),
+            (b"x-nonet-similarity", None if self.similarity is None else f"{self.similarity:.4f}"),
+            (b"x-nonet-tier", self.tier),
+            (b"x-nonet-cost", self.cost),
+        )
+        return [(name, text.encode()) for name, text in named if text is not None] + self.headers
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to an ask while it comes.
+
+    `pieces` yields new text in order, an empty list when idle; its reader must exhaust or close it. `usage` grows with
+    the pieces. Closing `pieces` early gives the rest of the answer up. A piece may have other readers, so nobody
+    changes one.
+    """
+
+    pieces: AsyncGenerator[list[ChoiceText], None]
+    usage: Usage
+    outcome: Outcome
+    pending_bytes: Callable[[], int]  # what waits unread, for the guard of slow readers

@@ -1,0 +1,177 @@
+"""Books every answer in the ledger, once, before its last byte goes out.
+
+A stream, a whole answer, a line of a batch and an answer from a cache take the same way, so they are counted alike. A
+caller who leaves pays for what was delivered. An answer that our side could not finish costs nothing. What is refused
+is not booked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import orjson
+
+from nonet.core.errors import ConfigError, NonetError, UserError
+from nonet.gateway.answer import Ask, ChoiceText, Outcome, Reply, Usage
+from nonet.gateway.pipeline import Next
+from nonet.gateway.site import Site
+from nonet.telemetry.events import Saving
+from nonet.telemetry.ledger import Ledger, LedgerRow
+from nonet.telemetry.prices import Tokens, as_money
+
+__all__ = ["Bookkeeper"]
+
+
+class Bookkeeper:
+    """The ledger's layer."""
+
+    @dataclass(frozen=True, slots=True)
+    class Config:
+        hit_percent: int = (
+            0  # of the full price, for an answer from the exact or the semantic cache
+        )
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.hit_percent <= 100:
+                raise ConfigError(
+                    f"ledger: hit_percent is {self.hit_percent}; give a number from 0 to 100"
+                )
+
+    def __init__(self, config: Config, site: Site) -> None:
+        self._hit_percent = config.hit_percent
+        self._site = site
+        site.needed_database("the ledger")
+        assert site.ledger is not None
+        self._ledger: Ledger = site.ledger
+
+    async def start(self) -> None:
+        await self._ledger.start()
+
+    async def close(self) -> None:
+        """The database writes what is queued when it is closed."""
+
+    async def handle(self, ask: Ask, next: Next) -> Reply:
+        began_s = self._site.clock.now()
+        reply = await next(ask)
+        outcome = reply.outcome
+        outcome.tier = ask.caller.tier
+        if outcome.total is not None:
+            outcome.cost = as_money(self._bill(ask, outcome, outcome.total).cost_picos)
+        reply.pieces = self._booked(ask, reply, reply.pieces, began_s)
+        return reply
+
+    async def _booked(
+        self, ask: Ask, reply: Reply, pieces: AsyncGenerator[list[ChoiceText], None], began_s: float
+    ) -> AsyncGenerator[list[ChoiceText], None]:
+        has_begun = reply.outcome.finish is not None
+        reasons = {reply.outcome.finish}
+        finish = "abort"
+        try:
+            async with contextlib.aclosing(pieces) as steps:
+                async for step in steps:
+                    for piece in step:
+                        has_begun = True
+                        if piece.finish_reason is not None:
+                            reasons.add(piece.finish_reason)
+                    yield step
+            finish = "length" if "length" in reasons else "stop"
+        except NonetError as error:
+            finish = "error" if has_begun and not isinstance(error, UserError) else ""
+            raise
+        finally:
+            if finish in ("abort", "error"):
+                usage = reply.usage if has_begun else Usage()
+                self._post(ask, self._row(ask, reply.outcome, usage, finish, began_s))
+        usage = reply.outcome.total or reply.usage
+        row = self._row(ask, reply.outcome, usage, finish, began_s)
+        reply.outcome.cost = as_money(row.cost_picos)
+        if ask.caller.book is not None:
+            ask.caller.book(row)
+        else:
+            await self._ledger.record(row)
+
+    def _post(self, ask: Ask, row: LedgerRow) -> None:
+        if ask.caller.book is None:
+            self._ledger.post(row)
+
+    def _row(
+        self, ask: Ask, outcome: Outcome, usage: Usage, finish: str, began_s: float
+    ) -> LedgerRow:
+        bill = self._bill(ask, outcome, usage) if finish != "error" else _Bill(0, [])
+        caller = ask.caller
+        return LedgerRow(
+            at_s=self._site.wall(),
+            request_id=ask.ask_id,
+            once=None,
+            tenant=caller.tenant,
+            key_id=caller.key_id,
+            model=self._site.model,
+            route=ask.route,
+            tier=caller.tier,
+            cache=outcome.cache or "",
+            finish=finish,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            written_5m_tokens=usage.written_5m_tokens,
+            written_1h_tokens=usage.written_1h_tokens,
+            output_tokens=usage.completion_tokens,
+            seconds=self._site.clock.now() - began_s,
+            cost_picos=bill.cost_picos,
+            savings=orjson.dumps(bill.savings).decode() if bill.savings else "",
+        )
+
+    def _bill(self, ask: Ask, outcome: Outcome, usage: Usage) -> _Bill:
+        tier = ask.caller.tier
+        rates = self._site.rates_of(tier)
+        tokens = tokens_of(usage)
+        cost = rates.cost(tokens)
+        savings: list[list[str | int | float]] = []
+        if outcome.cache in ("exact", "semantic"):
+            full, cost = cost, _percent(cost, self._hit_percent)
+            savings = [_line(saving, full - cost) for saving in outcome.savings]
+            return _Bill(cost, savings)
+        if tokens.cached:
+            uncached = rates.cost(Tokens(prompt=tokens.cached))
+            spared = uncached - rates.cost(Tokens(prompt=tokens.cached, cached=tokens.cached))
+            savings.append(_line(Saving("prefix_cache", prompt_tokens=tokens.cached), spared))
+        for saving in outcome.savings:
+            worth = Tokens(prompt=saving.prompt_tokens, output=saving.output_tokens)
+            savings.append(_line(saving, rates.cost(worth)))
+        if tier == "batch":
+            spared = self._site.rates_of("standard").cost(tokens) - cost
+            savings.append(_line(Saving("batch"), spared))
+        return _Bill(cost, savings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bill:
+    cost_picos: int
+    savings: list[list[str | int | float]]
+
+
+def tokens_of(usage: Usage) -> Tokens:
+    return Tokens(
+        prompt=usage.prompt_tokens,
+        cached=usage.cached_tokens,
+        written_5m=usage.written_5m_tokens,
+        written_1h=usage.written_1h_tokens,
+        output=usage.completion_tokens,
+    )
+
+
+def _line(saving: Saving, picos: int) -> list[str | int | float]:
+    return [
+        saving.technique,
+        saving.prompt_tokens,
+        saving.output_tokens,
+        round(saving.seconds, 6),
+        picos,
+    ]
+
+
+def _percent(picos: int, percent: int) -> int:
+    """A share, rounded half to even."""
+    whole, rest = divmod(picos * percent, 100)
+    return whole + (rest > 50 or (rest == 50 and whole % 2 == 1))

@@ -1,0 +1,1 @@
+"""Answers kept for equal asks, and for asks that mean the same."""

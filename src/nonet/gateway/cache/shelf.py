@@ -1,0 +1,187 @@
+"""Where answers are kept: the recent ones in memory, all of them in a table, both within a bound of bytes.
+
+What is in the table is known by an index in memory, so an ask that was never answered costs no look at the disk. The
+least recently used goes first when there is no room. Times are those of the wall clock, as entries outlive the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from nonet.core.errors import StoreError
+from nonet.gateway.cache.stored import Entry
+from nonet.store.database import Database
+
+__all__ = ["Shelf", "ShelfLimits"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answer (
+    key BLOB PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    made_s REAL NOT NULL,
+    size INTEGER NOT NULL,
+    body BLOB NOT NULL
+)
+"""
+INSERT = "INSERT OR REPLACE INTO answer (key, tenant, made_s, size, body) VALUES (?, ?, ?, ?, ?)"
+DELETE = "DELETE FROM answer WHERE key = ?"
+DELETE_OLD = "DELETE FROM answer WHERE made_s < ?"
+SELECT_INDEX = "SELECT key, tenant, made_s, size FROM answer ORDER BY made_s"
+SELECT_BODY = "SELECT tenant, made_s, body FROM answer WHERE key = ?"
+
+logger = logging.getLogger("nonet.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class ShelfLimits:
+    """Bounds of one shelf."""
+
+    ttl_s: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What the index knows of an entry on disk."""
+
+    tenant: str
+    made_s: float
+    size: int
+
+
+class Shelf:
+    """Entries by key. Without a database it is memory only. Used from one event loop."""
+
+    def __init__(
+        self, limits: ShelfLimits, wall: Callable[[], float], database: Database | None
+    ) -> None:
+        self._limits = limits
+        self._wall = wall
+        self._database = database
+        self._memory: OrderedDict[bytes, Entry] = OrderedDict()
+        self._memory_bytes = 0
+        self._disk: OrderedDict[bytes, _Mark] = OrderedDict()
+        self._disk_bytes = 0
+
+    async def start(self) -> None:
+        """Read the index; drop what is too old."""
+        if self._database is None:
+            return
+        oldest_s = self._wall() - self._limits.ttl_s
+
+        def prepare(connection: sqlite3.Connection) -> list[tuple[bytes, str, float, int]]:
+            connection.execute(SCHEMA)
+            connection.execute(DELETE_OLD, (oldest_s,))
+            return connection.execute(SELECT_INDEX).fetchall()
+
+        for key, tenant, made_s, size in await self._database.write(prepare):
+            self._disk[key] = _Mark(tenant, made_s, size)
+            self._disk_bytes += size
+        self._make_room()
+
+    @property
+    def num_entries(self) -> int:
+        return len(self._disk.keys() | self._memory.keys())
+
+    @property
+    def num_bytes(self) -> tuple[int, int]:
+        """In memory and on disk."""
+        return self._memory_bytes, self._disk_bytes
+
+    def holds(self, entry: Entry, max_age_s: float | None = None) -> bool:
+        """Whether this very entry would be found now."""
+        return self._memory.get(entry.key) is entry and self._is_fresh(entry.made_s, max_age_s)
+
+    def find(self, key: bytes, max_age_s: float | None = None) -> Entry | None:
+        """An entry in memory that is young enough."""
+        entry = self._memory.get(key)
+        if entry is None or not self._is_fresh(entry.made_s, max_age_s):
+            return None
+        self._memory.move_to_end(key)
+        if key in self._disk:
+            self._disk.move_to_end(key)
+        return entry
+
+    def may_be_on_disk(self, key: bytes, max_age_s: float | None = None) -> bool:
+        mark = self._disk.get(key)
+        return mark is not None and self._is_fresh(mark.made_s, max_age_s)
+
+    async def load(self, key: bytes) -> Entry | None:
+        """An entry of the table, which is then in memory too. A table that cannot be read holds nothing."""
+        assert self._database is not None
+        try:
+            row = await self._database.read(
+                lambda connection: connection.execute(SELECT_BODY, (key,)).fetchone()
+            )
+            entry = None if row is None else Entry.from_body(key, *row)
+        except (StoreError, msgspec.DecodeError) as error:
+            logger.warning("event=cache_unreadable error=%s", error)
+            self._drop_disk(key)
+            return None
+        if entry is None or key not in self._disk:  # not written yet, or purged meanwhile
+            return None
+        self._keep_in_memory(entry)
+        return entry
+
+    def put(self, entry: Entry) -> None:
+        """Keep an entry, unless it is larger than the whole shelf."""
+        if entry.num_bytes <= self._limits.memory_bytes:
+            self._keep_in_memory(entry)
+        size = entry.num_bytes
+        if self._database is None or size > self._limits.disk_bytes:
+            return
+        self._forget_disk(entry.key)
+        self._disk[entry.key] = _Mark(entry.tenant, entry.made_s, size)
+        self._disk_bytes += size
+        row = (entry.key, entry.tenant, entry.made_s, size, entry.body)
+        self._database.submit(lambda connection: connection.execute(INSERT, row).close())
+        self._make_room()
+
+    def purge(self, tenant: str | None = None) -> int:
+        """Drop everything, or one tenant's; how many entries went."""
+        gone = {key for key, mark in self._disk.items() if tenant in (None, mark.tenant)}
+        gone |= {key for key, entry in self._memory.items() if tenant in (None, entry.tenant)}
+        for key in gone:
+            self._forget_memory(key)
+            self._drop_disk(key)
+        return len(gone)
+
+    def _is_fresh(self, made_s: float, max_age_s: float | None) -> bool:
+        age_s = self._wall() - made_s
+        limit_s = self._limits.ttl_s if max_age_s is None else min(max_age_s, self._limits.ttl_s)
+        return age_s < limit_s
+
+    def _keep_in_memory(self, entry: Entry) -> None:
+        self._forget_memory(entry.key)
+        self._memory[entry.key] = entry
+        self._memory_bytes += entry.num_bytes
+        while self._memory_bytes > self._limits.memory_bytes:
+            self._forget_memory(next(iter(self._memory)))
+
+    def _forget_memory(self, key: bytes) -> None:
+        entry = self._memory.pop(key, None)
+        if entry is not None:
+            self._memory_bytes -= entry.num_bytes
+
+    def _make_room(self) -> None:
+        while self._disk_bytes > self._limits.disk_bytes:
+            key = next(iter(self._disk))
+            self._forget_memory(key)
+            self._drop_disk(key)
+
+    def _drop_disk(self, key: bytes) -> None:
+        if self._forget_disk(key) and self._database is not None:
+            self._database.submit(lambda connection: connection.execute(DELETE, (key,)).close())
+
+    def _forget_disk(self, key: bytes) -> bool:
+        mark = self._disk.pop(key, None)
+        if mark is not None:
+            self._disk_bytes -= mark.size
+        return mark is not None
