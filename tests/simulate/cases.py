@@ -8,7 +8,11 @@ from random import Random
 from nonet.core.errors import OverloadedError, UserError
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
+from nonet.core.service_class import SERVICE_CLASSES
 from tests.simulate.harness import Setup, Simulation
+
+# Steps take no time on the simulation's clock, so nothing is refused; places change hands and waits run out.
+SLO = "slo:interactive_ttft=0.05,interactive_tpot=0.01,max_wait=0.3"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def random_setup(random: Random) -> Setup:
         chunked=random.random() < 0.7,
         max_model_len=random.choice([24, 40]),
         max_waiting=random.choice([4, 100]),
-        policy=random.choice(["fcfs", "priority:aging_s=0.1"]),
+        policy=random.choice(["fcfs", "priority:aging_s=0.1", SLO]),
         depth=random.choice([0, 1]),
         num_drafts=random.choice([0, 0, 3]),
         needs_host_tokens=random.random() < 0.3,
@@ -69,6 +73,7 @@ def random_request(random: Random, name: str) -> Request:
         prompt_ids=head + tail,
         eos_ids=(1, 2),
         priority=random.randrange(-2, 3),
+        service_class=random.choice(SERVICE_CLASSES),
         cache_salt=random.choice(["", "", "salt"]),
         adapter_id=random.choice(["", "", "adapter"]),
         params=SamplingParams(

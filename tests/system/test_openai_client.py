@@ -304,3 +304,19 @@ async def test_async_client_runs_many_at_once(any_server: RunningServer) -> None
         together = await asyncio.gather(*(ask(number) for number in range(32)))
         alone = [await ask(number) for number in (0, 31)]
     assert alone == [together[0], together[31]]
+
+
+@pytest.mark.parametrize("tier", ["priority", "default", "flex", "interactive"])
+def test_service_tier(client: openai.OpenAI, model: str, tier: str) -> None:
+    asked = {"model": model, "messages": ASK, "max_tokens": 2, "extra_body": {"service_tier": tier}}
+    answer = client.chat.completions.create(**asked)
+    assert answer.model_dump()["service_tier"] == tier
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert {chunk.model_dump()["service_tier"] for chunk in chunks} == {tier}
+
+
+def test_unknown_service_tier(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="service_tier is 'gold'; give one of auto"):
+        client.completions.create(
+            model=model, prompt="a", max_tokens=1, extra_body={"service_tier": "gold"}
+        )

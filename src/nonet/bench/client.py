@@ -109,6 +109,7 @@ async def _stream(target: Target, item: WorkItem, seen: _Seen, start: float) -> 
         "stream": True,
         "stream_options": {"include_usage": True},
         **({"ignore_eos": True} if target.ignore_eos else {}),
+        **({"service_tier": item.service_tier} if item.service_tier else {}),
     }
     async for event in stream_events(target.url, "/v1/completions", body, target.api_key):
         seen.take(event, time.monotonic() - start)

@@ -36,6 +36,7 @@ class WorkItem:
     prompt_ids: Sequence[int]
     output_len: int
     arrival_s: float = 0.0
+    service_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,12 @@ class CacheConfig:
 class SchedulerConfig:
     """Who runs, and how much of it, in a step."""
 
-    policy: Annotated[str, Doc("order of waiting requests: fcfs or priority")] = "fcfs"
+    policy: Annotated[
+        str,
+        Doc(
+            "order of waiting requests: fcfs, priority, or slo:interactive_ttft=1,interactive_tpot=0.1,..."
+        ),
+    ] = "fcfs"
     max_num_seqs: Annotated[int | None, Doc("most sequences in one step", 1)] = None
     max_tokens_per_step: Annotated[int | None, Doc("token budget of one step", 1)] = None
     chunked_prefill: Annotated[bool, Doc("spread a long prompt over several steps")] = True

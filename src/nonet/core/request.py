@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nonet.core.sampling_params import SamplingParams
+from nonet.core.service_class import ServiceClass
 
 __all__ = ["Request"]
 
@@ -23,3 +24,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     adapter_id: str = ""
+    service_class: ServiceClass = "standard"

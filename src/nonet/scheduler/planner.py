@@ -28,7 +28,8 @@ class PlannedStep:
     rows: list[Row] = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
-    num_preempted: int = 0
+    num_preempted: int = 0  # for want of blocks
+    num_displaced: int = 0  # for a newcomer
     query_tokens: int = 0  # looked up in the prefix cache
     hit_tokens: int = 0
 
@@ -46,6 +47,8 @@ class Planner:
 
     def fill(self, step_id: int, now: float) -> PlannedStep:
         step = PlannedStep(step_id, now, StepBudget(self._limits))
+        if self._policy.displaces and self._roster.waiting:
+            self._displace(step)
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for seq in self._policy.order(self._roster.running.values(), now):
@@ -57,11 +60,41 @@ class Planner:
             elif remaining:
                 prefills.append(seq)
         self._continue_decodes(step, decodes)
+        if self._limits.chunked_prefill:
+            step.budget.left = self._policy.prompt_budget(decodes, step.budget.left, now)
         for seq in prefills:
             if seq.status is Status.RUNNING and step.budget.left:
                 self._continue_prefill(step, seq)
         self._admit(step)
         return step
+
+    def _displace(self, step: PlannedStep) -> None:
+        """Before rows are given out: let the first newcomer in, at the cost of whom the policy names."""
+        roster, now = self._roster, step.now
+        ready = (
+            seq for seq in roster.waiting.values() if not seq.blockers and not seq.num_in_flight
+        )
+        first = next(iter(self._policy.order(ready, now)), None)
+        while first is not None and not roster.leaving and self._is_shut_out(first):
+            other = self._policy.displaced(first, now)
+            if other is None:
+                return
+            roster.preempt(other)
+            step.num_displaced += 1
+
+    def _is_shut_out(self, seq: Sequence) -> bool:
+        """Whether a newcomer finds no seat or not enough blocks beside those who run."""
+        running = self._roster.running
+        if not running:
+            return False
+        promised = sum(self._growth(other) for other in running.values())
+        return len(running) >= self._limits.max_num_seqs or not self._fits(
+            seq, self._kv.match(seq), promised
+        )
+
+    def _fits(self, seq: Sequence, hit: PrefixHit, promised: int) -> bool:
+        demand = self._kv.demand(seq, self._limits.max_tokens_per_step, hit) + len(self._kv.groups)
+        return promised + demand <= self._kv.num_free
 
     def _continue_decodes(self, step: PlannedStep, decodes: list[Sequence]) -> None:
         kv, budget = self._kv, step.budget
@@ -115,8 +148,7 @@ class Planner:
                 return
             hit = kv.match(seq)
             wanted = step.budget.share(len(seq.token_ids) - hit.num_tokens)
-            demand = kv.demand(seq, limits.max_tokens_per_step, hit) + len(kv.groups)
-            if not wanted or (roster.running and promised + demand > kv.num_free):
+            if not wanted or (roster.running and not self._fits(seq, hit, promised)):
                 return
             # Alone it may be short of blocks for all it knows; it then begins with what there is.
             if not self._start(step, seq, hit, wanted):

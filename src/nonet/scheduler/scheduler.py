@@ -12,6 +12,7 @@ import hashlib
 import struct
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from nonet.core.clock import Clock
 from nonet.core.errors import ContextLengthError, InvalidRequestError, OverloadedError
@@ -21,6 +22,7 @@ from nonet.core.request import Request
 from nonet.core.step import Row, RowResult, StepPlan, StepResult
 from nonet.kv.cache import KVCache
 from nonet.scheduler.budget import SchedulerLimits
+from nonet.scheduler.load import Load, StepCost
 from nonet.scheduler.planner import Planner
 from nonet.scheduler.policy.base import Policy
 from nonet.scheduler.roster import Roster
@@ -28,6 +30,19 @@ from nonet.scheduler.sequence import RequestState, Sequence, Status
 from nonet.scheduler.stop import extend, stop_ids_of
 
 __all__ = ["Scheduler"]
+
+# Nobody is told to stay away longer: the prediction is not worth more.
+MAX_RETRY_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step whose result has not come yet."""
+
+    step_id: int
+    planned_s: float
+    rows: list[Row]
+    sequences: list[Sequence]
 
 
 class Scheduler:
@@ -66,11 +81,17 @@ class Scheduler:
         self._seed = seed
         self._roster = Roster(kv)
         self._planner = Planner(limits, kv, policy, self._roster)
+        self._policy = policy
+        self._load = Load(
+            self._roster.waiting, self._roster.running, StepCost(limits.max_tokens_per_step)
+        )
+        policy.watch(self._load)
+        self._last_apply_s = clock.now()
         # The last token of a sequence never needs its KV.
         self._max_len = min(limits.max_model_len, kv.max_sequence_tokens() + 1)
         self._next_seq_id = 0
         self._next_step_id = 0
-        self._flying: deque[tuple[int, list[Row], list[Sequence]]] = deque()
+        self._flying: deque[_Flight] = deque()
         self._deltas: list[SequenceDelta] = []
         self._steps = 0
         self._step_tokens = 0
@@ -96,11 +117,8 @@ class Scheduler:
         Raises OverloadedError when the queue is full, InvalidRequestError or ContextLengthError for what can never run.
         """
         self._check(request)
-        if self._roster.num_queued >= self._limits.max_waiting:
-            raise OverloadedError(
-                f"{self._roster.num_queued} requests are waiting and {self._limits.max_waiting} may; try again later"
-            )
         now = self._clock.now()
+        self._refuse_excess(request, now)
         state = RequestState(request=request)
         for index in range(request.params.n):
             state.sequences.append(self._new_sequence(request, index, now))
@@ -122,13 +140,13 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to run before a result comes in or a request."""
         step = self._planner.fill(self._next_step_id, now)
-        self._preemptions += step.num_preempted
+        self._preemptions += step.num_preempted + step.num_displaced
         if not step.rows:
             return None
         self._next_step_id += 1
         self._query_tokens += step.query_tokens
         self._hit_tokens += step.hit_tokens
-        self._flying.append((step.step_id, step.rows, step.sequences))
+        self._flying.append(_Flight(step.step_id, now, step.rows, step.sequences))
         gone, self._roster.gone = self._roster.gone, []
         return StepPlan(
             step_id=step.step_id,
@@ -140,10 +158,13 @@ class Scheduler:
 
     def apply(self, result: StepResult) -> None:
         """Take in the oldest step in flight: tokens, endings, blocks that are now full."""
-        step_id, rows, sequences = self._flying.popleft()
-        assert result.step_id == step_id, f"result {result.step_id} came for step {step_id}"
+        flight = self._flying.popleft()
+        assert result.step_id == flight.step_id, (
+            f"result {result.step_id} came for step {flight.step_id}"
+        )
         self._steps += 1
-        for row, seq, outcome in zip(rows, sequences, result.rows, strict=True):
+        before = self._step_tokens
+        for row, seq, outcome in zip(flight.rows, flight.sequences, result.rows, strict=True):
             assert outcome.seq_id == row.seq_id, "results are in another order than rows"
             seq.num_in_flight -= 1
             seq.num_unread -= row.num_samples
@@ -155,6 +176,11 @@ class Scheduler:
                     self._advance(seq, row, outcome)
             if seq.status is not Status.RUNNING:
                 self._roster.landed(seq)
+        now = self._clock.now()
+        # With a step in flight before it, this one began when that one had landed.
+        seconds = now - max(flight.planned_s, self._last_apply_s)
+        self._load.cost.observe(self._step_tokens - before, seconds)
+        self._last_apply_s = now
 
     def drain_deltas(self) -> list[SequenceDelta]:
         """What happened since the last call, in order."""
@@ -182,6 +208,24 @@ class Scheduler:
     def check_integrity(self) -> list[str]:
         """What is wrong with queues, tables, pool and prefix index; empty when all is well."""
         return self._roster.check_integrity() + self._kv.check_integrity()
+
+    def _refuse_excess(self, request: Request, now: float) -> None:
+        """OverloadedError when the queue is full, or when the policy wants the request later."""
+        queued, limit = self._roster.num_queued, self._limits.max_waiting
+        if queued >= limit:
+            wait_s = min(max(1.0, self._load.drain_s()), MAX_RETRY_AFTER_S)
+            raise OverloadedError(
+                f"{queued} requests are waiting and {limit} may; try again in {wait_s:.0f} s",
+                wait_s,
+            )
+        retry_s = self._policy.retry_after(request, now)
+        if retry_s is not None:
+            wait_s = min(max(1.0, retry_s), MAX_RETRY_AFTER_S)
+            raise OverloadedError(
+                f"the queue is too long for a {request.service_class} request to begin in time; "
+                f"try again in {wait_s:.0f} s, or send it in a class that can wait",
+                wait_s,
+            )
 
     def _check(self, request: Request) -> None:
         params, num_prompt = request.params, len(request.prompt_ids)

@@ -9,5 +9,6 @@ POLICIES = Catalogue(
     {
         "fcfs": "nonet.scheduler.policy.fcfs:FcfsPolicy",
         "priority": "nonet.scheduler.policy.priority:PriorityPolicy",
+        "slo": "nonet.scheduler.policy.slo:SloPolicy",
     },
 )

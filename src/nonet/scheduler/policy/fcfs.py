@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import attrgetter
 
+from nonet.scheduler.policy.base import Policy
 from nonet.scheduler.sequence import Sequence
 
 __all__ = ["FcfsPolicy"]
 
 
-class FcfsPolicy:
+class FcfsPolicy(Policy):
     """Order of `seq_id`, which is the order of arrival."""
 
     def order(self, sequences: Iterable[Sequence], now: float) -> list[Sequence]:

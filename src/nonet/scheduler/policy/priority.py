@@ -15,12 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nonet.core.errors import ConfigError
+from nonet.scheduler.policy.base import Policy
 from nonet.scheduler.sequence import Sequence
 
 __all__ = ["PriorityPolicy"]
 
 
-class PriorityPolicy:
+class PriorityPolicy(Policy):
     """Order of priority less seniority, then of arrival."""
 
     @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from nonet.server.openai.sampling import (
     check_common,
     engine_requests,
     sampling_params,
+    tier_field,
     wants_usage,
 )
 from nonet.server.openai.schemas import ChatRequest
@@ -126,6 +127,7 @@ def _whole(
             for choice in choices
         ],
         "usage": generation.usage.as_json(),
+        **tier_field(body),
     }
     if body.prompt_logprobs is not None:
         answer["prompt_logprobs"] = prompt_logprobs(tokenizer, choices[0].prompt_logprobs)
@@ -149,6 +151,7 @@ class _ChatChunks:
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": call.state.model.name,
+            **tier_field(body),
         }
         self._tail: dict[str, Any] = {"usage": None} if wants_usage(body) else {}
         self._is_plain = not (body.logprobs or body.return_token_ids)

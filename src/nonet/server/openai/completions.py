@@ -22,6 +22,7 @@ from nonet.server.openai.sampling import (
     check_common,
     engine_requests,
     sampling_params,
+    tier_field,
     wants_usage,
 )
 from nonet.server.openai.schemas import CompletionRequest
@@ -115,6 +116,7 @@ class _CompletionShape:
             "object": "text_completion",
             "created": int(time.time()),
             "model": call.state.model.name,
+            **tier_field(body),
         }
         self._tail: dict[str, Any] = {"usage": None} if wants_usage(body) else {}
         self._logprobs = [

@@ -9,15 +9,32 @@ from nonet.core.limits import check
 from nonet.core.model_spec import GenerationDefaults
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
+from nonet.core.service_class import SERVICE_CLASSES, ServiceClass
 from nonet.server.call import Call
 from nonet.server.limits import check_length
 from nonet.server.openai.schemas import SamplingFields
 from nonet.server.prompts import check_text
 from nonet.server.state import ServedModel
 
-__all__ = ["check_common", "check_model", "engine_requests", "sampling_params", "wants_usage"]
+__all__ = [
+    "check_common",
+    "check_model",
+    "engine_requests",
+    "sampling_params",
+    "service_class",
+    "tier_field",
+    "wants_usage",
+]
 
 T = TypeVar("T")
+
+TIERS: dict[str, ServiceClass] = {
+    "auto": "standard",
+    "default": "standard",
+    "priority": "interactive",
+    "flex": "batch",
+    **{name: name for name in SERVICE_CLASSES},
+}
 
 
 def check_model(given: str | None, model: ServedModel) -> None:
@@ -37,6 +54,7 @@ def check_common(body: SamplingFields, model: ServedModel) -> None:
             check_text(text, field)
     if body.priority is not None:
         check("priority", body.priority)
+    service_class(body.service_tier)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError(
             "stream_options is only for streams; set stream to true", "stream_options"
@@ -46,6 +64,23 @@ def check_common(body: SamplingFields, model: ServedModel) -> None:
             f"response_format {body.response_format.type!r} is not supported yet; use 'text'",
             "response_format",
         )
+
+
+def service_class(tier: str | None) -> ServiceClass:
+    """The class that a `service_tier` asks for: OpenAI's names, or the classes' own."""
+    if tier is None:
+        return "standard"
+    if tier not in TIERS:
+        raise InvalidRequestError(
+            f"service_tier is {tier!r}; give one of {', '.join(TIERS)}", "service_tier"
+        )
+    return TIERS[tier]
+
+
+def tier_field(body: SamplingFields) -> dict[str, str]:
+    """What an answer says of the tier it was served in, when the request named one."""
+    tier = body.service_tier
+    return {} if tier is None else {"service_tier": "default" if tier == "auto" else tier}
 
 
 def wants_usage(body: SamplingFields) -> bool:
@@ -95,6 +130,7 @@ def engine_requests(
             params=params,
             eos_ids=call.state.model.eos_ids,
             priority=body.priority or 0,
+            service_class=service_class(body.service_tier),
             cache_salt=f"{call.tenant}/{salt}" if call.tenant or salt else "",
         )
         for number, prompt_ids in enumerate(prompts)

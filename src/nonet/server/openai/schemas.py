@@ -76,6 +76,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool | None = None
     cache_salt: str | None = None
     priority: int | None = None
+    service_tier: str | None = None
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
 
