@@ -69,6 +69,7 @@ def _parameter(row: Option, model_first: bool) -> inspect.Parameter:
         group="Parameters" if is_model else _group(row.section),
         show_default=(lambda _: str(default)) if default not in (None, ()) else False,
         negative_iterable=(),
+        name=None if row.doc.alias is None else (row.flag, f"--{row.doc.alias}"),
     )
     return inspect.Parameter(
         row.name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nonet.core.errors import ConfigError
 
-__all__ = ["CONFLICTS", "Conflict", "refuse_conflicts"]
+__all__ = ["CONFLICTS", "Conflict", "find_conflict", "refuse_conflicts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,32 @@ CONFLICTS = (
         "Triton kernels run on a GPU only",
         "use kernels auto, or device cuda",
     ),
+    Conflict(
+        ("weight_format", "fp8"),
+        ("kernels", "native"),
+        "the native CPU kernels have no 8-bit floats",
+        "use kernels auto or reference, or weight_format int8",
+    ),
+    Conflict(
+        ("weight_format", "w8a8"),
+        ("kernels", "triton"),
+        "the Triton kernels have no products of integers",
+        "use weight_format fp8",
+    ),
 )
 
 
-def refuse_conflicts(values: Mapping[str, object]) -> None:
-    """Raise ConfigError for the first excluded pair among `values` (option name to resolved value)."""
+def find_conflict(values: Mapping[str, object]) -> Conflict | None:
+    """The first excluded pair among `values` (option name to resolved value, a spec string by its name alone)."""
     for row in CONFLICTS:
-        pair = (row.first, row.second)
-        if all(name in values and values[name] == value for name, value in pair):
-            given = " and ".join(f"{name} {value}" for name, value in pair)
-            raise ConfigError(f"{given} exclude each other: {row.reason}; {row.remedy}")
+        if all(values.get(name) == value for name, value in (row.first, row.second)):
+            return row
+    return None
+
+
+def refuse_conflicts(values: Mapping[str, object]) -> None:
+    """Raise ConfigError for the first excluded pair."""
+    row = find_conflict(values)
+    if row is not None:
+        given = " and ".join(f"{name} {value}" for name, value in (row.first, row.second))
+        raise ConfigError(f"{given} exclude each other: {row.reason}; {row.remedy}")

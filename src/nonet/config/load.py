@@ -70,8 +70,6 @@ def from_options(given: Mapping[str, object]) -> Config:
     >>> from_options({"model": "smollm2", "num_blocks": 100}).cache.num_blocks
     100
     """
-    rows = options()
-    _refuse_unknown(given, rows)
     return load(flags=given).config
 
 
@@ -90,8 +88,15 @@ def as_environment(config: Config) -> dict[str, str]:
 
 
 def _from_flags(flags: Mapping[str, object], rows: Mapping[str, Option]) -> dict[str, _Given]:
-    _refuse_unknown(flags, rows)
-    return {name: _Given(value, rows[name].flag) for name, value in flags.items()}
+    named = _with_full_names(flags, rows)
+    _refuse_unknown(named, rows)
+    return {name: _Given(value, rows[name].flag) for name, value in named.items()}
+
+
+def _with_full_names(given: Mapping[str, object], rows: Mapping[str, Option]) -> dict[str, object]:
+    """Second names replaced by the options they stand for."""
+    full = {row.doc.alias: name for name, row in rows.items() if row.doc.alias is not None}
+    return {full.get(name, name): value for name, value in given.items()}
 
 
 def _refuse_unknown(given: Mapping[str, object], rows: Mapping[str, Option]) -> None:

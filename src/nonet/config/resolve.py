@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nonet.config.compat import refuse_conflicts
+from nonet.config.computation import choose_computation
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
-from nonet.config.memory import kv_bytes_per_block, show_bytes, weight_bytes, workspace_bytes
+from nonet.config.memory import (
+    kv_bytes_per_block,
+    show_bytes,
+    workspace_bytes,
+)
 from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
 from nonet.config.schema import Config
+from nonet.core.catalogue import Catalogue
 from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
 
@@ -59,7 +64,12 @@ MIN_AUTO_CONTEXT = 256
 
 
 def resolve(
-    config: Config, spec: ModelSpec, machine: Machine, *, model_path: str | None = None
+    config: Config,
+    spec: ModelSpec,
+    machine: Machine,
+    weight_formats: Catalogue,
+    *,
+    model_path: str | None = None,
 ) -> Resolved:
     """The engine's plan for this model on this machine. Reads no weights.
 
@@ -68,22 +78,16 @@ def resolve(
     """
     why: dict[str, str] = {}
     path = config.model.model if model_path is None else model_path
-    device = _device(config, machine, why)
-    dtype = _dtype(config, machine, device, why)
-    kernels = _kernels(config, spec, machine, device, dtype, why)
-    weight_format = _weight_format(config, spec, path, why)
-    refuse_conflicts(
-        {"device": device, "dtype": dtype, "kernels": kernels, "weight_format": weight_format}
-    )
-    recording = _recording(config, kernels, why)
+    how = choose_computation(config, spec, machine, weight_formats, path, why)
+    device, dtype, weight_format = how.device, how.dtype, how.weight_format
+    recording = _recording(config, how.kernels, why)
     block_size = _block_size(config, device, why)
     num_seqs, step_tokens = _step_limits(config, spec, device, why)
     groups = cache_groups(spec)
     _say_groups(groups, why)
-    weights = weight_bytes(spec, dtype, weight_format, path)
     longest = config.model.max_model_len or spec.max_position
     workspace = workspace_bytes(spec, step_tokens, num_seqs, longest)
-    free = _free_bytes(config, machine, device, weights + workspace, dtype, weight_format)
+    free = _free_bytes(config, machine, device, how.weight_bytes + workspace, dtype, weight_format)
     page = kv_bytes_per_block(spec, groups, block_size, dtype)
     shape = _CacheShape(groups, block_size, step_tokens, page)
     num_blocks = _num_blocks(config, device, shape, free, longest, num_seqs, why)
@@ -97,7 +101,7 @@ def resolve(
         seed=config.model.seed,
         max_model_len=max_model_len,
         device=device,
-        kernels=kernels,
+        kernels=how.kernels,
         recording=recording,
         threads=_threads(config, machine, why),
         block_size=block_size,
@@ -110,7 +114,7 @@ def resolve(
         chunked_prefill=config.scheduler.chunked_prefill,
         max_waiting=config.scheduler.max_waiting,
         memory=MemoryPlan(
-            weight_bytes=weights,
+            weight_bytes=how.weight_bytes,
             kv_bytes_per_block=page,
             kv_bytes=(num_blocks + 1) * page,
             workspace_bytes=workspace,
@@ -132,82 +136,6 @@ class _CacheShape:
 
     def longest(self, num_blocks: int) -> int:
         return longest_that_fits(self.groups, num_blocks, self.block_size, self.max_tokens_per_step)
-
-
-def _device(config: Config, machine: Machine, why: dict[str, str]) -> str:
-    asked = config.runtime.device
-    no_cuda = (
-        "no NVIDIA driver was found" if not machine.nvidia_driver else "torch is built without CUDA"
-    )
-    if asked == "cuda" and not machine.has_cuda:
-        raise ConfigError(f"device is cuda, but {no_cuda}; use device cpu or mend the installation")
-    if asked != "auto":
-        return asked
-    device = "cuda" if machine.has_cuda else "cpu"
-    why["device"] = f"{machine.gpu_name or 'a GPU'} is here"
-    if device == "cpu":
-        why["device"] = no_cuda
-    return device
-
-
-def _dtype(config: Config, machine: Machine, device: str, why: dict[str, str]) -> str:
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    if device == "cuda":
-        why["dtype"] = "half the bytes of float32, and the GPU multiplies it fastest"
-        return "bfloat16"
-    if machine.has_bfloat16:
-        why["dtype"] = "this CPU multiplies it in hardware, in half the bytes of float32"
-        return "bfloat16"
-    why["dtype"] = "this CPU has no bfloat16 instructions (AVX512_BF16 or AMX)"
-    return "float32"
-
-
-def _kernels(
-    config: Config,
-    spec: ModelSpec,
-    machine: Machine,
-    device: str,
-    dtype: str,
-    why: dict[str, str],
-) -> str:
-    asked = config.runtime.kernels
-    no_native = machine.native_missing
-    if spec.head_dim % 16 or spec.head_dim > 256:
-        no_native = f"the native kernels need heads of a multiple of 16 up to 256, these have {spec.head_dim}"
-    if asked == "native" and no_native is not None:
-        raise ConfigError(f"kernels is native, but {no_native}; use kernels reference")
-    if asked != "auto":
-        return asked
-    if device == "cuda":
-        why["kernels"] = (
-            "written for GPUs, and the triton package is here"
-            if machine.has_triton
-            else "the triton package is not installed, so plain torch it is"
-        )
-        return "triton" if machine.has_triton else "reference"
-    if no_native is not None:
-        why["kernels"] = no_native
-        return "reference"
-    if dtype == "float16":
-        why["kernels"] = "the native kernels are not written for float16"
-        return "reference"
-    why["kernels"] = "the fastest on a CPU, and a C++ compiler is here to build them"
-    return "native"
-
-
-def _weight_format(config: Config, spec: ModelSpec, path: str, why: dict[str, str]) -> str:
-    asked = config.model.weight_format
-    has_codes = path.endswith(".gguf") or spec.code_bits is not None
-    if asked == "auto":
-        why["weight_format"] = "every weight in dtype, nothing rounded further"
-        return "dense"
-    if asked == "native" and (config.model.dummy_weights or not has_codes):
-        raise ConfigError(
-            f"weight_format is native, but {path!r} is no GGUF file and holds no block formats; "
-            "use dense, int8 or int4"
-        )
-    return asked
 
 
 def _recording(config: Config, kernels: str, why: dict[str, str]) -> bool:

@@ -33,7 +33,7 @@ class Resolved:
     model_path: str  # a local directory or GGUF file; "" with dummy weights of a bare config
     served_name: str
     dtype: str  # "float32" | "bfloat16" | "float16"
-    weight_format: str  # "dense" | "native" | "int8" | "int4"
+    weight_format: str  # a spec string of the catalogue of weight formats
     dummy_weights: bool
     seed: int
     max_model_len: int

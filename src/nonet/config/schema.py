@@ -22,11 +22,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """Help text and bounds of a field, carried in its annotation: `Annotated[int, Doc("...", 1)]`."""
+    """Help text and bounds of a field, carried in its annotation: `Annotated[int, Doc("...", 1)]`.
+
+    `alias` is a second name on the command line and in Python.
+    """
 
     text: str
     minimum: float | None = None
     maximum: float | None = None
+    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +47,11 @@ class ModelConfig:
         Doc("dtype of the weights and of the KV cache"),
     ] = "auto"
     weight_format: Annotated[
-        Literal["auto", "dense", "native", "int8", "int4"],
+        str,
         Doc(
-            "dense: in dtype; native: block formats kept as in the file; int8, int4: rounded at load"
+            "how matrices are held: auto, or a format with its options, such as int8, int4:group=128, w8a8, fp8, "
+            "native (block formats as in the file) or dense (in dtype)",
+            alias="quant",
         ),
     ] = "auto"
     max_model_len: Annotated[int | None, Doc("most tokens of prompt plus output", 1)] = None

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 
 __all__ = [
@@ -27,9 +28,13 @@ __all__ = [
     "PackedLinear",
     "QKVLayout",
     "Recording",
+    "WeightMatrix",
 ]
 
 Activation = Literal["silu", "gelu_tanh"]
+
+# What a weight format makes of a stored matrix [N, K].
+WeightMatrix = torch.Tensor | GroupwiseTensor | Float8Tensor
 
 # What `pack` returns is known only to the implementation that made it.
 PackedLinear = Any
@@ -100,10 +105,11 @@ class Ops(Protocol):
     dtype: torch.dtype  # of the weights and of the KV cache
     device: torch.device
 
-    def pack(
-        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
-    ) -> PackedLinear:
-        """A linear's weight [N, K] (and bias [N]) in the form that `linear`, `embed` and nothing else understands."""
+    def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
+        """A linear's weight [N, K] (and bias [N]) in the form that `linear`, `embed` and nothing else understands.
+
+        ConfigError for a form that this implementation cannot multiply.
+        """
         ...
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:

@@ -6,8 +6,9 @@ import torch
 
 from nonet.core.errors import ModelFileError
 from nonet.core.model_spec import ModelSpec
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
-from nonet.kernels.ops import Ops, PackedLinear
+from nonet.kernels.ops import Ops, PackedLinear, WeightMatrix
 from nonet.quant.formats.base import Role, StoredMatrix, WeightFormat
 from nonet.weights.base import WeightSource
 
@@ -48,7 +49,7 @@ class LoadedParameters:
             )
         return self._ops.pack(weight)
 
-    def _matrix(self, name: str, role: Role) -> torch.Tensor | GroupwiseTensor:
+    def _matrix(self, name: str, role: Role) -> WeightMatrix:
         full = f"{name}.weight"
         self._require(full)
         shape = self._source.shape(full)
@@ -72,7 +73,7 @@ class LoadedParameters:
             )
 
 
-def _stack(parts: list[torch.Tensor | GroupwiseTensor]) -> torch.Tensor | GroupwiseTensor:
+def _stack(parts: list[WeightMatrix]) -> WeightMatrix:
     """Matrices of equal width on top of each other; codes of different formats are brought to the finest one."""
     widths = {part.shape[1] for part in parts}
     if len(widths) != 1:
@@ -82,32 +83,36 @@ def _stack(parts: list[torch.Tensor | GroupwiseTensor]) -> torch.Tensor | Groupw
     if len(parts) == 1:
         return parts[0]
     codes = [part for part in parts if isinstance(part, GroupwiseTensor)]
-    if len(codes) < len(parts):
-        dense = [p.dequantize() if isinstance(p, GroupwiseTensor) else p for p in parts]
-        wide = dense if len({p.dtype for p in dense}) == 1 else [p.float() for p in dense]
-        return torch.cat(wide)
-    group = min(part.group for part in codes)
-    refined = [_refine(part, group) for part in codes]
+    if len(codes) == len(parts):
+        return _stack_codes(codes)
+    floats = [part for part in parts if isinstance(part, Float8Tensor)]
+    if len(floats) == len(parts):
+        return _stack_floats(floats)
+    dense = [part if isinstance(part, torch.Tensor) else part.dequantize() for part in parts]
+    return torch.cat(dense if len({p.dtype for p in dense}) == 1 else [p.float() for p in dense])
+
+
+def _stack_codes(parts: list[GroupwiseTensor]) -> GroupwiseTensor:
+    group = min(part.group for part in parts)
+    if any(part.group % group for part in parts):
+        sizes = sorted({part.group for part in parts})
+        raise ModelFileError(f"groups of {sizes} inputs cannot be stacked")
+    refined = [part.in_groups_of(group) for part in parts]
     return GroupwiseTensor(
         torch.cat([part.codes for part in refined]),
         torch.cat([part.scale for part in refined]),
         torch.cat([part.minimum for part in refined]),
         group,
         max(part.bits for part in refined),
+        parts[0].inputs,
     )
 
 
-def _refine(part: GroupwiseTensor, group: int) -> GroupwiseTensor:
-    """The same numbers in smaller groups."""
-    if part.group == group:
-        return part
-    if part.group % group:
-        raise ModelFileError(f"groups of {part.group} and {group} inputs cannot be stacked")
-    times = part.group // group
-    return GroupwiseTensor(
-        part.codes,
-        part.scale.repeat_interleave(times, dim=1),
-        part.minimum.repeat_interleave(times, dim=1),
-        group,
-        part.bits,
+def _stack_floats(parts: list[Float8Tensor]) -> Float8Tensor:
+    """Every part keeps its own scales."""
+    return Float8Tensor(
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.scale for part in parts]),
+        parts[0].group,
+        parts[0].inputs,
     )

@@ -12,11 +12,12 @@ from nonet.config.compat import CONFLICTS, refuse_conflicts
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.load import from_options
 from nonet.config.machine import Machine
-from nonet.config.memory import kv_bytes_per_block, show_bytes, weight_bytes
+from nonet.config.memory import KEPT_FORMS, kv_bytes_per_block, show_bytes
 from nonet.config.resolve import resolve
 from nonet.config.resolved import CacheGroup, Resolved
 from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec, RopeSpec
+from nonet.quant.formats import WEIGHT_FORMATS
 
 GIB = 2**30
 MACHINE = Machine(
@@ -70,7 +71,7 @@ GEMMA3_270M = ModelSpec(
 def plan(
     spec: ModelSpec = SMOLLM2, machine: Machine = MACHINE, path: str = "m.gguf", **given: object
 ) -> Resolved:
-    return resolve(from_options(given), spec, machine, model_path=path)
+    return resolve(from_options(given), spec, machine, WEIGHT_FORMATS, model_path=path)
 
 
 def test_smollm2_plan_by_hand() -> None:
@@ -196,13 +197,50 @@ def test_blocks_stop_at_what_can_be_used() -> None:
     assert "full length" in resolved.reasons["num_blocks"]
 
 
-def test_rounded_weights_by_hand() -> None:
-    linears, embedding = 134_479_872 - 49152 * 576, 49152 * 576
-    # codes, and 4 bytes of scale and minimum for 32 weights; the embedding keeps 8 bits
-    int8 = (linears + embedding) * 36 // 32
-    int4 = linears * 20 // 32 + embedding * 36 // 32
-    assert weight_bytes(SMOLLM2, "bfloat16", "int8", "") == int8
-    assert weight_bytes(SMOLLM2, "float32", "int4", "") == int4
+@pytest.mark.parametrize(
+    ("spec", "linear_bits", "embedding_bits"),
+    [
+        # codes, and 16 bits of scale for 192 or 256 inputs, or 32 bits of scale and minimum for a group
+        ("int8", None, 8 + 16 / 192),
+        ("int8:group=32", 8.5, 8.5),
+        ("int8:group=32,symmetric=false", 9, 9),
+        ("int4", 5, 8.5),
+        ("int4:group=64", 4.5, 8.5),
+    ],
+)
+def test_rounded_weights_by_hand(
+    spec: str, linear_bits: float | None, embedding_bits: float
+) -> None:
+    embedding = 49152 * 576
+    linears = 134_479_872 - embedding
+    held = plan(weight_format=spec).memory.weight_bytes
+    if linear_bits is None:
+        by_width = {576: 30 * (960 + 576 + 3072) * 576, 1536: 30 * 576 * 1536}
+        assert sum(by_width.values()) == linears
+        numbers = by_width[576] // 192 + by_width[1536] // 256
+        assert held == linears + 2 * numbers + int(embedding * embedding_bits / 8)
+    else:
+        assert held == (linears * linear_bits + embedding * embedding_bits) / 8
+
+
+def test_a_form_that_kernels_do_not_keep_is_counted_dense() -> None:
+    dense = plan().memory.weight_bytes
+    assert plan(weight_format="int8", kernels="reference").memory.weight_bytes == dense
+    on_gpu = replace(CUDA, has_triton=True)
+    assert plan(machine=on_gpu, weight_format="int4").memory.weight_bytes == dense
+    embedding = 49152 * 576
+    scales = 4 * 30 * (960 + 576 + 3072 + 576)
+    fp8 = plan(machine=on_gpu, weight_format="fp8")
+    assert fp8.memory.weight_bytes == dense - (134_479_872 - embedding) + scales
+    assert set(KEPT_FORMS) < {"native", "reference", "triton"}
+
+
+def test_kernels_step_aside_for_a_weight_format() -> None:
+    resolved = plan(weight_format="fp8:scale=block")
+    assert resolved.kernels == "reference"
+    assert resolved.reasons["kernels"] == "the native CPU kernels have no 8-bit floats"
+    assert plan(machine=replace(CUDA, has_triton=True), weight_format="w8a8").kernels == "reference"
+    assert plan(weight_format="w8a8").kernels == "native"
 
 
 def test_native_weights_by_hand(tmp_path: Path) -> None:
@@ -261,6 +299,9 @@ def test_heads_that_the_native_kernels_do_not_take() -> None:
         ({"num_blocks": 8}, "one sequence of 8192 tokens needs 512 KV blocks"),
         ({"num_blocks": 63, "max_model_len": 1024}, "set max_model_len to at most 1008"),
         ({"weight_format": "native", "dummy_weights": True}, "holds no block formats"),
+        ({"weight_format": "fp8", "kernels": "native"}, "weight_format fp8 and kernels native exclude each other"),
+        ({"weight_format": "int3"}, "no weight format named 'int3'"),
+        ({"weight_format": "int4:group=33"}, "give a multiple of 16"),
     ],
 )  # fmt: skip
 def test_contradictions(given: dict[str, object], sentence: str | None) -> None:

@@ -66,6 +66,7 @@ class GroupwiseWeight(ctypes.Structure):
         ("has_minimum", _int32),
         ("is_half", _int32),
         ("record_bytes", _int32),
+        ("by_token", _int32),
     ]
 
 

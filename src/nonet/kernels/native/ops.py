@@ -14,7 +14,9 @@ import torch
 
 from nonet.core.errors import ConfigError
 from nonet.kernels.entries import copy_all
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.inputs import Inputs
 from nonet.kernels.native.entries import entry_views, read_entries
 from nonet.kernels.native.library import (
     AttentionArgs,
@@ -38,6 +40,7 @@ from nonet.kernels.ops import (
     QKVLayout,
     Recording,
     StepShape,
+    WeightMatrix,
 )
 
 __all__ = ["NativeOps"]
@@ -90,16 +93,19 @@ class NativeOps:
         )  # torch's own threads would spin on the cores that these kernels use
         return cls(dtype, threads)
 
-    def pack(
-        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
-    ) -> NativeWeight:
+    def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> NativeWeight:
         packed = None
         if isinstance(weight, GroupwiseTensor):
             packed = pack_groupwise(
-                weight, bias, self.dtype, self._int8, self._library.groupwise_panels, self._pages
+                weight,
+                bias,
+                self.dtype,
+                self._inputs(weight),
+                self._library.groupwise_panels,
+                self._pages,
             )
         if packed is None:
-            dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
+            dense = _dense(weight)
             packed = pack_dense(dense, bias, self.dtype, self._library.dense_panels, self._pages)
         needed = _OWN_ROWS * packed.row_bytes + self._library.product_scratch_bytes
         self._scratch_bytes = max(self._scratch_bytes, needed)
@@ -257,6 +263,12 @@ class NativeOps:
     def close(self) -> None:
         """The thread team belongs to the process and sleeps when unused; there is nothing to give back."""
 
+    def _inputs(self, weight: GroupwiseTensor) -> Inputs:
+        """Where the choice is ours: int8 with bfloat16, which is faster and near to it in error."""
+        if weight.inputs != "free":
+            return weight.inputs
+        return "group" if self._int8 else "exact"
+
     def _multiply(
         self, label: str, x: torch.Tensor, weight: NativeWeight, softcap: float | None
     ) -> torch.Tensor:
@@ -317,6 +329,19 @@ class NativeOps:
             self._scratch_bytes,
             self._shared_bytes,
         )
+
+
+def _dense(weight: WeightMatrix) -> torch.Tensor:
+    """What codes stand for, where they may be multiplied so."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    if weight.inputs in ("token", "group"):
+        kind = "float8" if isinstance(weight, Float8Tensor) else "int8"
+        raise ConfigError(
+            f"the native kernels cannot round the {weight.shape[1]} inputs of a layer to {kind} in groups of "
+            f"{weight.group}; use kernels reference"
+        )
+    return weight.dequantize()
 
 
 def _floats(tensor: torch.Tensor) -> int:

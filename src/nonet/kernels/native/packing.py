@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.inputs import Inputs
 from nonet.kernels.native.library import DenseWeight, GroupwiseWeight
 from nonet.kernels.native.memory import HugePages
 
 __all__ = ["NativeWeight", "pack_dense", "pack_groupwise"]
 
 _PANEL = 16
+_MOST_GROUP = 256  # inputs that a record can hold
 _DENSE_ROW_UNITS = (
     304  # kDenseRowUnits of csrc/dense_tile.h: units of a block, and between two rounded rows
 )
@@ -86,32 +88,25 @@ def pack_groupwise(
     weight: GroupwiseTensor,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
-    int8_activations: bool,
+    rounding: Inputs,
     interleaved: int,
     pages: HugePages,
 ) -> NativeWeight | None:
-    """Codes, scales and minimums as one stream of records; None for groups that the layout cannot hold."""
+    """Codes, scales and minimums as one stream of records; None for groups that the layout cannot hold.
+
+    `rounding` says how activations meet them: exact, or in int8 with a scale for each group or each token.
+    """
+    if weight.inputs != "group" and (narrow := _narrow_group(weight.group)) is not None:
+        weight = weight.in_groups_of(narrow)
     outputs, inputs = weight.shape
     group, bits = weight.group, weight.bits
-    if bits not in (4, 8) or group % 16 or not 16 <= group <= 256:
+    if bits not in (4, 8) or group % 16 or not 16 <= group <= _MOST_GROUP:
         return None
-    panels, groups = -(-outputs // _PANEL), inputs // group
     zero = _zero_point(weight)
     numbers = [weight.scale] if zero is not None else [weight.scale, weight.minimum]
     is_half = all(torch.equal(values.half().float(), values) for values in numbers)
-    parts = [_code_bytes(weight, panels)]
-    for values in numbers:
-        padded = _pad_rows(values.half() if is_half else values, panels)
-        ordered = padded.view(panels, _PANEL, groups).transpose(1, 2).contiguous()
-        parts.append(ordered.view(torch.uint8))
-    record_bytes = sum(part.shape[-1] for part in parts)
-    records = pages.allocate((panels, groups, record_bytes), torch.uint8)
-    source = torch.cat(parts, dim=-1)
-    for first, last in _panel_groups(panels, interleaved):
-        width = last - first if first + interleaved > last else interleaved
-        many = source[first:last].view(-1, width, groups, record_bytes)
-        records[first:last].view(-1, groups, width, record_bytes).copy_(many.transpose(1, 2))
-    padded_bias = _pad_bias(bias, panels, pages)
+    records = _records(weight, numbers, is_half, interleaved, pages)
+    padded_bias = _pad_bias(bias, records.shape[0], pages)
     struct = GroupwiseWeight(
         records=records.data_ptr(),
         bias=padded_bias.data_ptr(),
@@ -122,9 +117,10 @@ def pack_groupwise(
         zero=zero or 0,
         has_minimum=zero is None,
         is_half=is_half,
-        record_bytes=record_bytes,
+        record_bytes=records.shape[-1],
+        by_token=rounding == "token",
     )
-    if int8_activations:
+    if rounding != "exact":
         kernel = "linear_int8"
         row_bytes = _row_bytes(inputs // 4, group // 4, _INT8_UNITS, _INT8_ROW_UNITS)
     else:
@@ -142,6 +138,38 @@ def pack_groupwise(
         tensors=(records, padded_bias),
         row_bytes=row_bytes,
     )
+
+
+def _narrow_group(group: int) -> int | None:
+    """The largest group that a record can hold and that divides this one, which no record can hold; else None."""
+    if group <= _MOST_GROUP:
+        return None
+    return next((size for size in range(_MOST_GROUP, 0, -16) if group % size == 0), None)
+
+
+def _records(
+    weight: GroupwiseTensor,
+    numbers: list[torch.Tensor],
+    is_half: bool,
+    interleaved: int,
+    pages: HugePages,
+) -> torch.Tensor:
+    """uint8 [panels, groups, bytes] of codes and numbers, `interleaved` panels group by group."""
+    outputs, inputs = weight.shape
+    panels, groups = -(-outputs // _PANEL), inputs // weight.group
+    parts = [_code_bytes(weight, panels)]
+    for values in numbers:
+        padded = _pad_rows(values.half() if is_half else values, panels)
+        ordered = padded.view(panels, _PANEL, groups).transpose(1, 2).contiguous()
+        parts.append(ordered.view(torch.uint8))
+    record_bytes = sum(part.shape[-1] for part in parts)
+    records = pages.allocate((panels, groups, record_bytes), torch.uint8)
+    source = torch.cat(parts, dim=-1)
+    for first, last in _panel_groups(panels, interleaved):
+        width = last - first if first + interleaved > last else interleaved
+        many = source[first:last].view(-1, width, groups, record_bytes)
+        records[first:last].view(-1, groups, width, record_bytes).copy_(many.transpose(1, 2))
+    return records
 
 
 def _panel_groups(panels: int, interleaved: int) -> list[tuple[int, int]]:

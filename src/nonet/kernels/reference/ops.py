@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from nonet.kernels.entries import EntryView, copy_all
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.inputs import InputRounding, rounding_of
 from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
@@ -21,6 +23,7 @@ from nonet.kernels.ops import (
     QKVLayout,
     Recording,
     StepShape,
+    WeightMatrix,
 )
 
 __all__ = ["DenseLinear", "ReferenceOps"]
@@ -28,10 +31,11 @@ __all__ = ["DenseLinear", "ReferenceOps"]
 
 @dataclass(frozen=True, slots=True)
 class DenseLinear:
-    """A linear layer's weight [N, K] and bias [N] or None."""
+    """A linear layer's weight [N, K] and bias [N] or None, and what is done to its inputs first."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    rounding: InputRounding | None = None
 
 
 class ReferenceOps:
@@ -54,18 +58,24 @@ class ReferenceOps:
         torch.set_num_threads(threads)
         return cls(dtype, device)
 
-    def pack(
-        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
-    ) -> DenseLinear:
-        dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
+    def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> DenseLinear:
+        rounding = None
+        if isinstance(weight, GroupwiseTensor):
+            rounding = rounding_of(weight.inputs, "int8", weight.group)
+        elif isinstance(weight, Float8Tensor):
+            rounding = rounding_of(weight.inputs, "float8", weight.group)
+        dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
         moved = dense.to(self.device, self.dtype)
-        return DenseLinear(moved, None if bias is None else bias.to(self.device, self.dtype))
+        moved_bias = None if bias is None else bias.to(self.device, self.dtype)
+        return DenseLinear(moved, moved_bias, rounding)
 
     def linear(self, x: torch.Tensor, weight: DenseLinear) -> torch.Tensor:
+        if weight.rounding is not None:
+            x = weight.rounding.apply(x).to(x.dtype)
         return F.linear(x, weight.weight, weight.bias)
 
     def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
-        logits = F.linear(x, weight.weight, weight.bias).float()
+        logits = self.linear(x, weight).float()
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     def embed(self, token_ids: torch.Tensor, table: DenseLinear, scale: float) -> torch.Tensor:

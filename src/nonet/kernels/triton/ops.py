@@ -9,7 +9,7 @@ import torch
 
 from nonet.core.errors import ConfigError
 from nonet.kernels.entries import EntryView, copy_all
-from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
@@ -17,6 +17,7 @@ from nonet.kernels.ops import (
     QKVLayout,
     Recording,
     StepShape,
+    WeightMatrix,
 )
 from nonet.kernels.triton.attention import PagedAttention
 from nonet.kernels.triton.gated import gated
@@ -59,11 +60,21 @@ class TritonOps:
         return cls(dtype, device, threads)
 
     def pack(
-        self, weight: torch.Tensor | GroupwiseTensor, bias: torch.Tensor | None = None
-    ) -> DenseLinear:
-        dense = weight.dequantize() if isinstance(weight, GroupwiseTensor) else weight
-        moved = dense.to(self.device, self.dtype).contiguous()
-        return DenseLinear(moved, None if bias is None else bias.to(self.device, self.dtype))
+        self, weight: WeightMatrix, bias: torch.Tensor | None = None
+    ) -> DenseLinear | Float8Linear:
+        """Codes become dense, float8 with a scale per output stays as it is; `linear` alone understands float8."""
+        moved_bias = None if bias is None else bias.to(self.device, self.dtype)
+        if isinstance(weight, Float8Tensor) and weight.is_by_output and weight.inputs == "token":
+            self._has_float8 = True
+            values = weight.values.to(self.device).contiguous()
+            return Float8Linear(values, weight.scale[:, 0].to(self.device).contiguous(), moved_bias)
+        if not isinstance(weight, torch.Tensor) and weight.inputs not in ("free", "exact"):
+            raise ConfigError(
+                "the Triton kernels round inputs to float8 by token only, with a scale for each output or for the "
+                "tensor; use weight_format fp8, or kernels reference"
+            )
+        dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+        return DenseLinear(dense.to(self.device, self.dtype).contiguous(), moved_bias)
 
     def pack_float8(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Float8Linear:
         """A dense weight [N, K] rounded to float8 with a scale per output; `linear` alone understands it."""

@@ -1,4 +1,4 @@
-"""How are weights held? One file a format."""
+"""How are weights held? One file a format; torch-free until a matrix is converted, so that a plan can be made."""
 
 from nonet.core.catalogue import Catalogue
 
@@ -8,8 +8,10 @@ WEIGHT_FORMATS = Catalogue(
     "weight format",
     {
         "dense": "nonet.quant.formats.dense:Dense",
+        "fp8": "nonet.quant.formats.fp8:Float8",
+        "int4": "nonet.quant.formats.int4:Int4",
+        "int8": "nonet.quant.formats.int8:Int8",
         "native": "nonet.quant.formats.native:Native",
-        "int8": "nonet.quant.formats.rounded:Int8",
-        "int4": "nonet.quant.formats.rounded:Int4",
+        "w8a8": "nonet.quant.formats.w8a8:W8A8",
     },
 )

@@ -1,18 +1,28 @@
-"""How a matrix is held in memory: the question every weight format answers."""
+"""How a matrix is held in memory: the question every weight format answers, for a plan and for a matrix.
+
+A plan is made where torch is not loaded, so the files of this folder import it only where a matrix is converted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
+from nonet.core.model_spec import ModelSpec
 
-from nonet.kernels.groupwise import GroupwiseTensor
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["Role", "StoredMatrix", "WeightFormat"]
+    from nonet.kernels.groupwise import GroupwiseTensor
+    from nonet.kernels.ops import WeightMatrix
+
+__all__ = ["Form", "Role", "StoredMatrix", "WeightFormat"]
 
 Role = Literal["linear", "embedding"]  # embedding: the token table and the output head
+
+# What a linear becomes: floats, a GroupwiseTensor or a Float8Tensor.
+Form = Literal["dense", "groupwise", "float8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,19 @@ class StoredMatrix:
 
 
 class WeightFormat(Protocol):
-    """Decides what the kernels get of each stored matrix. Pure: reads, converts, keeps nothing."""
+    """Decides what the kernels get of each stored matrix. Pure: reads, converts, keeps nothing.
 
-    def convert(self, stored: StoredMatrix, role: Role) -> torch.Tensor | GroupwiseTensor: ...
+    Knobs are fields of a frozen `Config` inside the class, checked in its constructor.
+    """
+
+    form: Form
+
+    def num_bytes(self, spec: ModelSpec, float_bytes: int, path: str) -> int:
+        """Bytes of all matrices in kernels that keep this form; `float_bytes` is the size of the model's dtype.
+
+        `path` is the model's, "" for made-up weights; only headers may be read. ConfigError where this model cannot
+        be held so.
+        """
+        ...
+
+    def convert(self, stored: StoredMatrix, role: Role) -> WeightMatrix: ...

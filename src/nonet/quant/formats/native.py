@@ -7,17 +7,61 @@ Conflicts: none; float tensors of the file stay dense.
 
 from __future__ import annotations
 
-import torch
+import math
+from typing import TYPE_CHECKING
 
-from nonet.kernels.groupwise import GroupwiseTensor
-from nonet.quant.formats.base import Role, StoredMatrix
+from nonet.core.errors import ConfigError
+from nonet.core.gguf import GGUFFile
+from nonet.core.model_spec import ModelSpec
+from nonet.quant.formats.base import Form, Role, StoredMatrix
+
+if TYPE_CHECKING:
+    from nonet.kernels.ops import WeightMatrix
 
 __all__ = ["Native"]
+
+# Codes plus a 2-byte scale and a 2-byte minimum for each group of 32 weights.
+EIGHT_BITS, FOUR_BITS = 1 + 4 / 32, 0.5 + 4 / 32
+
+# Block formats that fit in 4 bits; the others are held in 8, Q6_K in groups of 16.
+FOUR_BIT_KINDS = ("Q4_0", "Q4_1", "Q4_K")
 
 
 class Native:
     """Codes where the file has codes."""
 
-    def convert(self, stored: StoredMatrix, role: Role) -> torch.Tensor | GroupwiseTensor:
+    form: Form = "groupwise"
+
+    def num_bytes(self, spec: ModelSpec, float_bytes: int, path: str) -> int:
+        if spec.code_bits is not None and path:
+            # Published quantised checkpoints leave the embeddings as they were.
+            embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+            each = FOUR_BITS if spec.code_bits == 4 else EIGHT_BITS
+            return int((spec.num_parameters - embeddings) * each + embeddings * float_bytes)
+        if path.endswith(".gguf"):
+            return _file_bytes(path, float_bytes)
+        raise ConfigError(
+            f"weight_format is native, but {path or 'a made-up model'!r} is no GGUF file and holds no block formats; "
+            "use another weight_format, such as dense or int8"
+        )
+
+    def convert(self, stored: StoredMatrix, role: Role) -> WeightMatrix:
         codes = stored.groupwise()
         return stored.dense() if codes is None else codes
+
+
+def _file_bytes(path: str, float_bytes: int) -> int:
+    """Matrices of a GGUF file in the codes that the kernels read."""
+    total = 0.0
+    with GGUFFile.open(path) as file:
+        for tensor in file.tensors.values():
+            if len(tensor.shape) < 2:
+                continue
+            if not tensor.kind.startswith("Q"):
+                each: float = float_bytes
+            elif tensor.kind in FOUR_BIT_KINDS:
+                each = FOUR_BITS
+            else:
+                each = 1 + 4 / 16 if tensor.kind == "Q6_K" else EIGHT_BITS
+            total += math.prod(tensor.shape) * each
+    return int(total)

@@ -1,7 +1,7 @@
 // Groupwise linear layers with activations in int8: u8 codes times s8 activations, 64 products an instruction.
 //
-// Each row of x is rounded group by group to q = round(x * 127 / max |x|), so x is about scale_x * q. With
-// w = scale * code + minimum, a group adds
+// Each row of x is rounded to q = round(x * 127 / max |x|), the maximum being that of a group or of the whole row, so x
+// is about scale_x * q. With w = scale * code + minimum, a group adds
 //     scale_x * scale * sum(code * q) + minimum * scale_x * sum(q)
 // to an output; without minimums the zero point is taken off inside the integer sum. Integer sums are exact and groups
 // are added in order, so a row's result is the same bits whatever else is multiplied.
@@ -133,15 +133,15 @@ Int8Tile choose(const GroupwiseWeight& w, int rows, int panels) {
   return w.has_minimum ? choose_rows<8, true>(rows, panels) : choose_rows<8, false>(rows, panels);
 }
 
-// One group of x as q; returns sum(q) and sets scale_x.
-int32_t round_group(const float* x, int count, int8_t* q, float* scale) {
+float largest_magnitude(const float* x, int64_t count) {
   f32x16 largest{};
-  for (int i = 0; i < count; i += kLanes) {
-    const f32x16 v = load_f32(x + i);
-    largest = max(as_f32((u32x16)v & 0x7fffffffu), largest);
-  }
-  const float top = max_lanes(largest);
-  *scale = top * (1.0f / 127.0f);
+  for (int64_t i = 0; i < count; i += kLanes)
+    largest = max(as_f32((u32x16)load_f32(x + i) & 0x7fffffffu), largest);
+  return max_lanes(largest);
+}
+
+// One group of x, nothing in it above `top`, as q; returns sum(q).
+int32_t round_group(const float* x, int count, float top, int8_t* q) {
   const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
   i32x16 sum{};
   for (int i = 0; i < count; i += kLanes) {
@@ -169,12 +169,15 @@ struct Int8 {
   static void round_row(const float* x, const GroupwiseWeight& w, int64_t block_stride, uint32_t* left) {
     const int64_t groups = w.depth / w.group;
     const int per_block = block_groups(w);
+    const float top_of_row = w.by_token ? largest_magnitude(x, w.depth) : 0.0f;
     for (int64_t g = 0; g < groups; ++g) {
       uint32_t* block = left + g / per_block * block_stride;
       const int here = (int)(g % per_block);
-      float scale;
+      const float* from = x + g * w.group;
+      const float top = w.by_token ? top_of_row : largest_magnitude(from, w.group);
+      const float scale = top * (1.0f / 127.0f);
       int8_t* q = reinterpret_cast<int8_t*>(block + here * (w.group / 4));
-      const int32_t sum = round_group(x + g * w.group, w.group, q, &scale);
+      const int32_t sum = round_group(from, w.group, top, q);
       block[kScales + here] = float_to_bits(scale);
       block[kSums + here] = w.has_minimum ? float_to_bits(scale * (float)sum) : (uint32_t)(-w.zero * sum);
     }

@@ -33,6 +33,7 @@ struct GroupwiseWeight {
   int32_t has_minimum;  // w = scale * code + minimum
   int32_t is_half;      // scales and minimums are float16, not float32
   int32_t record_bytes;
+  int32_t by_token;  // activations in int8 share one scale over all of K, not over a group
 };
 
 enum class Gate : int32_t { kNone = 0, kSilu = 1, kGeluTanh = 2 };
