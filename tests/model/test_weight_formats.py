@@ -74,7 +74,7 @@ def test_logits_equal_transformers(
         pytest.skip(native_available()[1])
     oracle = save("llama", tmp_path)
     round_weights(oracle, spec)
-    scorer = Scorer(tmp_path, weight_format=spec, kernels=kernels)
+    scorer = Scorer(tmp_path, weight_format=spec, kernels=kernels, threads=1)
     with torch.no_grad():
         weights_alone = [oracle(torch.tensor([piece])).logits[0] for piece in PIECES]
         if rounding is not None:
