@@ -61,6 +61,9 @@ LIMITS: dict[str, Limit] = {
     "logprobs": Limit("int", 0, 64, doc="alternatives reported for each output token"),
     "top_logprobs": Limit("int", 0, 64, doc="alternatives reported for each output token (chat)"),
     "prompt_logprobs": Limit("int", 0, 64, doc="alternatives reported for each prompt token"),
+    "grammar": Limit(
+        "str", max_length=512 * 1024, doc="characters of a schema, an expression or a grammar"
+    ),
     "priority": Limit("int", -(2**31), 2**31 - 1, doc="lower runs first under the priority policy"),
     "prompt_ids": Limit(
         "list[int]", max_length=10_000_000, item_minimum=0, doc="a prompt as token ids"

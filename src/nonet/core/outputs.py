@@ -48,6 +48,7 @@ class Completion(msgspec.Struct, kw_only=True):
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the token id or the string that stopped it
+    error: str | None = None  # with finish_reason "error"
 
 
 class RequestOutput(msgspec.Struct, kw_only=True):

@@ -6,6 +6,7 @@ import msgspec
 
 from nonet.core import limits
 from nonet.core.errors import InvalidRequestError
+from nonet.core.grammar import Grammar
 
 __all__ = ["SamplingParams"]
 
@@ -36,6 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None  # None: none; 0: the chosen token's only
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None  # what shape the output must have
 
     @property
     def is_greedy(self) -> bool:
@@ -48,6 +50,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.frequency_penalty != 0.0
             or self.presence_penalty != 0.0
         )
+
+    @property
+    def needs_host_tokens(self) -> bool:
+        """Whether a token can be chosen only once the host has seen the one before it."""
+        return self.grammar is not None
 
     def verify(self, vocab_size: int) -> None:
         """Raise InvalidRequestError for a value out of its range or a token id outside the vocabulary."""
@@ -80,3 +87,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}; lower it",
                 "min_tokens",
             )
+        if self.grammar is not None:
+            self._verify_grammar(self.grammar)
+
+    def _verify_grammar(self, grammar: Grammar) -> None:
+        grammar.verify()
+        for field, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+            if value:
+                raise InvalidRequestError(
+                    f"{field} cannot be had together with a grammar, which says where the output ends; leave it out",
+                    field,
+                )

@@ -13,7 +13,11 @@ from nonet.config.resolved import Resolved
 from nonet.core.clock import MonotonicClock
 from nonet.core.messages import EngineInfo
 from nonet.core.model_spec import ModelSpec
+from nonet.core.request import Request
 from nonet.engine.engine import Engine, EngineParts
+from nonet.engine.preparations import Preparations, Task
+from nonet.grammar import GRAMMARS
+from nonet.grammar.base import GrammarCompiler
 from nonet.kernels import KERNELS
 from nonet.kernels.ops import Ops, Recording
 from nonet.kv.cache import KVCache
@@ -25,17 +29,19 @@ from nonet.runner.batch import StepBuffers
 from nonet.runner.executor import LocalExecutor
 from nonet.runner.runner import Runner
 from nonet.runner.sequences import SequenceTable
+from nonet.sampling.processors.grammar import GrammarMask
 from nonet.sampling.sampler import Sampler
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
+from nonet.text.tokenizer import load_tokenizer
 from nonet.weights.base import WeightSource
 from nonet.weights.dummy import DummySource
 from nonet.weights.load import LoadedParameters
 from nonet.weights.open import open_weights
 from nonet.weights.spec import read_spec
 
-__all__ = ["build_engine", "load_model", "make_ops"]
+__all__ = ["build_engine", "load_model", "make_compiler", "make_ops"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,7 +61,8 @@ def build_engine(
         else open_weights(Path(resolved.model_path))
     )
     model = load_model(source, spec, ops, resolved.weight_format, resolved.max_model_len, progress)
-    device_side = _device_side(resolved, spec, ops, model)
+    compiler = make_compiler(resolved, spec)
+    device_side = _device_side(resolved, spec, ops, model, compiler)
     kv = KVCache(resolved.groups, resolved.num_blocks, resolved.block_size, resolved.prefix_cache)
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
@@ -74,6 +81,7 @@ def build_engine(
         info=info,
         depth=0,
         close=ops.close,
+        preparations=Preparations([lambda request: _compiling(compiler, request)]),
     )
     return Engine(parts)
 
@@ -106,7 +114,28 @@ def load_model(
         source.close()
 
 
-def _device_side(resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder) -> _DeviceSide:
+def make_compiler(resolved: Resolved, spec: ModelSpec) -> GrammarCompiler:
+    """The compiler of grammars for the model's vocabulary; reads nothing before the first grammar."""
+    compiler: GrammarCompiler = GRAMMARS.load("llguidance")(
+        lambda: load_tokenizer(Path(resolved.model_path)),
+        spec.vocab_size,
+        spec.eos_ids,
+        resolved.threads,
+    )
+    return compiler
+
+
+def _compiling(compiler: GrammarCompiler, request: Request) -> Task | None:
+    """What a request's grammar has to wait for."""
+    grammar = request.params.grammar
+    if grammar is None or compiler.is_compiled(grammar):
+        return None
+    return Task("compiling the grammar", lambda: compiler.compile(grammar))
+
+
+def _device_side(
+    resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder, compiler: GrammarCompiler
+) -> _DeviceSide:
     storage = KVStorage(spec, resolved.groups, ops, resolved.num_blocks, resolved.block_size)
     max_blocks = -(-resolved.max_model_len // resolved.block_size)
     buffers = StepBuffers(
@@ -125,7 +154,8 @@ def _device_side(resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder) 
             recording = ops.record(
                 lambda shape: model.forward(buffers.step(shape)), buffers.largest
             )
-    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device)
+    masking = GrammarMask(spec.vocab_size, compiler)
+    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking])
     sequences = SequenceTable(resolved.max_num_seqs, max_blocks, len(resolved.groups))
     return _DeviceSide(Runner(model, buffers, sequences, sampler, recording), recording)
 

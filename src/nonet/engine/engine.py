@@ -15,10 +15,13 @@ from nonet.core.errors import InvalidRequestError
 from nonet.core.messages import EngineInfo, EngineStats
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
+from nonet.engine.preparations import Preparations
 from nonet.runner.executor import Flight, LocalExecutor
 from nonet.scheduler.scheduler import Scheduler
 
 __all__ = ["Engine", "EngineParts", "EngineTimes"]
+
+IDLE_WAIT_S = 0.005  # while all that there is to do waits for preparations
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class EngineParts:
     info: EngineInfo
     depth: int
     close: Callable[[], None]
+    preparations: Preparations = field(default_factory=Preparations)
 
 
 @dataclass(slots=True)
@@ -65,7 +69,9 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request. InvalidRequestError: it can never run. OverloadedError: the queue is full."""
         self._verify(request)
-        self.parts.scheduler.add(request)
+        tasks = self.parts.preparations.tasks(request)
+        self.parts.scheduler.add(request, [task.blocker for task in tasks])
+        self.parts.preparations.start(request.request_id, tasks)
 
     def abort(self, request_ids: Sequence[str], index: int | None = None) -> None:
         """Drop requests, or one choice of each; unknown ids are ignored. Their blocks are free within a step."""
@@ -75,6 +81,8 @@ class Engine:
         """Plan and run one step; returns what became known, aborts and rejections included."""
         scheduler, executor = self.parts.scheduler, self.parts.executor
         began = time.perf_counter()
+        for end in self.parts.preparations.finished():
+            scheduler.unblock(end.request_id, end.blocker, end.error)
         plan = scheduler.plan(self.parts.clock.now())
         planned = executed = time.perf_counter()
         if plan is not None:
@@ -84,6 +92,8 @@ class Engine:
             result = executor.collect(self._flying.popleft())  # the only wait
             executed = time.perf_counter()
             scheduler.apply(result)
+        elif plan is None and scheduler.has_work:
+            self.parts.preparations.wait(IDLE_WAIT_S)
         self.times.plan_s += planned - began
         self.times.execute_s += executed - planned
         self.times.apply_s += time.perf_counter() - executed
@@ -100,6 +110,7 @@ class Engine:
 
     def close(self) -> None:
         """Free threads and memory; the engine cannot be used afterwards."""
+        self.parts.preparations.close()
         self.parts.close()
 
     def _verify(self, request: Request) -> None:

@@ -48,6 +48,7 @@ class PendingRequest:
             choice.finish_reason, choice.stop_reason = "stop", stop_string
         elif delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
+            choice.error = delta.error
             if delta.stop_token_id is not None and delta.stop_token_id not in self.request.eos_ids:
                 choice.stop_reason = delta.stop_token_id
         self.output.finished = all(one.finish_reason is not None for one in self.output.outputs)

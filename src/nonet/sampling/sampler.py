@@ -11,7 +11,7 @@ Shapes: R rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import torch
@@ -56,12 +56,14 @@ class Sampled(msgspec.Struct, frozen=True, gc=False):
 class DeviceSamples:
     """What a step chose, unread: ids [R] (int64, -1 for rows without finite logits), and log probabilities.
 
-    `logprob_rows` are the rows that asked for them, in the order of `logprobs`.
+    `logprob_rows` are the rows that asked for them, in the order of `logprobs`. `faults` say why rows have no token,
+    where that is known.
     """
 
     ids: torch.Tensor
     logprob_rows: list[int]
     logprobs: LogprobTensors | None
+    faults: dict[int, str] = field(default_factory=dict)
 
 
 class Sampler:
@@ -75,13 +77,21 @@ class Sampler:
     1
     """
 
-    def __init__(self, vocab_size: int, max_slots: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        max_slots: int,
+        device: torch.device,
+        more: Sequence[LogitsProcessor] = (),
+    ) -> None:
+        """`more` processors, which need something of their maker, run after those of the catalogue."""
         self.vocab_size = vocab_size
         self._device = device
         self._depths = depths(vocab_size, device)
         self._slots: list[_Slot | None] = [None] * max_slots
         self._processors: list[LogitsProcessor] = [
-            PROCESSORS.load(name)(vocab_size) for name in PROCESSOR_ORDER
+            *(PROCESSORS.load(name)(vocab_size) for name in PROCESSOR_ORDER),
+            *more,
         ]
         self._truncations: list[Truncation] = [
             TRUNCATIONS.load(name)(vocab_size) for name in TRUNCATION_ORDER
@@ -126,13 +136,14 @@ class Sampler:
             slots = [self._slot(row.slot) for row in rows]
             wanted = [i for i, slot in enumerate(slots) if slot.num_logprobs is not None]
             raw = _unshaped(logits, wanted, slots) if wanted else None
-            best_ids, is_finite = self._shape(logits, rows, slots)
+            faults: dict[int, str] = {}
+            best_ids, is_finite = self._shape(logits, rows, slots, faults)
             ids = self._draw(logits, rows, slots, best_ids)
             found = None
             if raw is not None:
                 count = max(slots[i].num_logprobs or 0 for i in wanted)
                 found = measure(raw, ids[torch.tensor(wanted, device=self._device)], count)
-            return DeviceSamples(torch.where(is_finite, ids, -1), wanted, found)
+            return DeviceSamples(torch.where(is_finite, ids, -1), wanted, found, faults)
 
     def read(self, samples: DeviceSamples, rows: Sequence[SampleRow]) -> list[Sampled]:
         """Fetch what `sample_on_device` chose for these rows."""
@@ -140,8 +151,8 @@ class Sampler:
         results = [
             Sampled(token_id)
             if token_id >= 0
-            else Sampled(-1, error=f"the logits at position {row.position} are not finite")
-            for token_id, row in zip(ids, rows, strict=True)
+            else Sampled(-1, error=samples.faults.get(i) or _no_token(row))
+            for i, (token_id, row) in enumerate(zip(ids, rows, strict=True))
         ]
         if samples.logprobs is not None:
             at = samples.logprob_rows
@@ -184,9 +195,16 @@ class Sampler:
         return state
 
     def _shape(
-        self, logits: torch.Tensor, rows: Sequence[SampleRow], slots: Sequence[_Slot]
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        slots: Sequence[_Slot],
+        faults: dict[int, str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the processors in place; returns the best id [R] of each row and whether its logit is finite [R]."""
+        """Run the processors in place; returns the best id [R] of each row and whether its logit is finite [R].
+
+        What processors say about rows without a token is put into `faults`.
+        """
         acting = {number for slot in slots for number in slot.acting}
         for number in sorted(acting):
             acted = [
@@ -194,7 +212,9 @@ class Sampler:
                 for i, (row, slot) in enumerate(zip(rows, slots, strict=True))
                 if number in slot.acting
             ]
-            self._processors[number].apply(logits, acted)
+            found = self._processors[number].apply(logits, acted)
+            if found and faults is not None:
+                faults.update(found)
         best_ids, largest = argmax(logits)
         return best_ids, largest.isfinite()
 
@@ -275,6 +295,10 @@ class _Slot:
     is_cut: bool  # some truncation acts
     num_logprobs: int | None
     acting: tuple[int, ...]  # numbers of the processors that act, in their order
+
+
+def _no_token(row: SampleRow) -> str:
+    return f"the logits at position {row.position} are not finite"
 
 
 def _part(values: torch.Tensor, numbers: Sequence[int], wanted: list[int]) -> torch.Tensor:

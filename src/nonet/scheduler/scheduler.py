@@ -111,8 +111,8 @@ class Scheduler:
         """Most tokens, prompt and output together, that one sequence can have here."""
         return self._max_len
 
-    def add(self, request: Request) -> None:
-        """Queue a request: `params.n` sequences.
+    def add(self, request: Request, blockers: Iterable[str] = ()) -> None:
+        """Queue a request: `params.n` sequences, which wait until `unblock` has taken each of the `blockers` away.
 
         Raises OverloadedError when the queue is full, InvalidRequestError or ContextLengthError for what can never run.
         """
@@ -122,7 +122,16 @@ class Scheduler:
         state = RequestState(request=request)
         for index in range(request.params.n):
             state.sequences.append(self._new_sequence(request, index, now))
+            state.sequences[-1].blockers.update(blockers)
         self._roster.enter(state)
+
+    def unblock(self, request_id: str, blocker: str, error: str | None = None) -> None:
+        """What the request waited for is there, or with an `error` cannot be had; an unknown request is passed over."""
+        state = self._roster.requests.get(request_id)
+        for seq in state.sequences if state is not None else ():
+            seq.blockers.discard(blocker)
+            if error is not None and seq.status is not Status.FINISHED:
+                self._finish(seq, "error", error=error)
 
     def abort(self, request_ids: Iterable[str], index: int | None = None) -> None:
         """End these requests, or one choice of each; ids that are unknown or done are passed over.
@@ -279,7 +288,7 @@ class Scheduler:
             min_len=num_prompt + params.min_tokens,
             max_len=max_len,
             stop_ids=stop_ids_of(request),
-            needs_host_tokens=self._limits.needs_host_tokens,
+            needs_host_tokens=self._limits.needs_host_tokens or params.needs_host_tokens,
             prompt_logprobs=[None] if asks_prompt else None,
         )
 

@@ -6,6 +6,7 @@ import pytest
 from tests.simulate.scripted import make_scheduler, planned, request, result, shape, step
 
 from nonet.core.errors import ConfigError, ContextLengthError, InvalidRequestError, OverloadedError
+from nonet.core.grammar import Grammar
 from nonet.core.request import Request
 from nonet.core.step import RowResult, StepResult
 
@@ -314,3 +315,37 @@ def test_stats_count() -> None:
 def test_limits_are_checked(changes: dict[str, int], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_scheduler(**changes)
+
+
+def test_a_blocked_request_waits_and_holds_up_nobody() -> None:
+    scheduler, _ = make_scheduler()
+    scheduler.add(request("a", 4, n=2), ["a key", "a lock"])
+    scheduler.add(request("b", 4))
+    assert [row.seq_id for row in step(scheduler).rows] == [2]
+    scheduler.unblock("a", "a key")
+    scheduler.unblock("unknown", "a key")
+    assert [row.seq_id for row in step(scheduler).rows] == [2]
+    scheduler.unblock("a", "a lock")
+    assert [row.seq_id for row in step(scheduler).rows] == [2, 0, 1]
+
+
+def test_what_cannot_be_had_ends_the_request_alone() -> None:
+    scheduler, _ = make_scheduler()
+    scheduler.add(request("a", 4, n=2), ["a key"])
+    scheduler.add(request("b", 4))
+    scheduler.unblock("a", "a key", "there is no key")
+    assert [
+        (delta.request_id, delta.index, delta.finish_reason, delta.error)
+        for delta in scheduler.drain_deltas()
+    ] == [("a", 0, "error", "there is no key"), ("a", 1, "error", "there is no key")]
+    scheduler.unblock("a", "a key")
+    assert [row.seq_id for row in step(scheduler).rows] == [2]
+    assert scheduler.check_integrity() == []
+
+
+def test_a_grammar_keeps_its_rows_from_running_ahead() -> None:
+    scheduler, _ = make_scheduler()
+    scheduler.add(request("a", 4, grammar=Grammar("regex", "a")))
+    scheduler.add(request("b", 4))
+    assert [row.seq_id for row in planned(scheduler).rows] == [0, 1]
+    assert [row.seq_id for row in planned(scheduler).rows] == [1]

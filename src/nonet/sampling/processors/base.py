@@ -8,7 +8,7 @@ does not call it at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,8 +49,11 @@ class LogitsProcessor(Protocol):
         """The sequence in `slot` is gone."""
         ...
 
-    def apply(self, logits: torch.Tensor, rows: Sequence[ProcessorRow]) -> None:
-        """Change these rows of logits [R, V] (float32) in place and leave all others as they are."""
+    def apply(self, logits: torch.Tensor, rows: Sequence[ProcessorRow]) -> Mapping[int, str] | None:
+        """Change these rows of logits [R, V] (float32) in place and leave all others as they are.
+
+        May say why rows, by `index`, were left without any token; each such row fails with that sentence.
+        """
         ...
 
 
