@@ -57,6 +57,8 @@ def random_setup(random: Random) -> Setup:
         max_model_len=random.choice([24, 40]),
         max_waiting=random.choice([4, 100]),
         policy=random.choice(["fcfs", "priority:aging_s=0.1", SLO]),
+        batching="static:size=3" if random.random() < 0.1 else "continuous",
+        reserve_whole=random.random() < 0.1,
         depth=random.choice([0, 1]),
         num_drafts=random.choice([0, 0, 3]),
         needs_host_tokens=random.random() < 0.3,

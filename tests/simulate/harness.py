@@ -9,6 +9,7 @@ from nonet.core.clock import FakeClock
 from nonet.core.outputs import SequenceDelta, TokenLogprob
 from nonet.core.request import Request
 from nonet.kv.cache import KVCache
+from nonet.scheduler.batching import BATCHINGS
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
@@ -29,6 +30,8 @@ class Setup:
     max_model_len: int = 64
     max_waiting: int = 100
     policy: str = "fcfs"
+    batching: str = "continuous"
+    reserve_whole: bool = False
     depth: int = 0
     num_drafts: int = 0
     needs_host_tokens: bool = False
@@ -68,9 +71,15 @@ class Simulation:
             max_waiting=setup.max_waiting,
             max_model_len=setup.max_model_len,
             needs_host_tokens=setup.needs_host_tokens,
+            reserve_whole=setup.reserve_whole,
         )
         self.scheduler = scheduler_class(
-            limits, self.kv, POLICIES.build(setup.policy), self.clock, seed=7
+            limits,
+            self.kv,
+            POLICIES.build(setup.policy),
+            self.clock,
+            batching=BATCHINGS.build(setup.batching),
+            seed=7,
         )
         self.runner = FakeRunner(
             self.kv,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nonet.config.computation import choose_computation
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
@@ -107,12 +108,8 @@ def resolve(
         block_size=block_size,
         num_blocks=num_blocks,
         groups=groups,
-        prefix_cache=config.cache.prefix_cache,
-        policy=config.scheduler.policy,
         max_num_seqs=num_seqs,
         max_tokens_per_step=step_tokens,
-        chunked_prefill=config.scheduler.chunked_prefill,
-        max_waiting=config.scheduler.max_waiting,
         memory=MemoryPlan(
             weight_bytes=how.weight_bytes,
             kv_bytes_per_block=page,
@@ -121,7 +118,21 @@ def resolve(
             free_bytes=free - (num_blocks + 1) * page,
         ),
         reasons=why,
+        **_as_given(config),
     )
+
+
+def _as_given(config: Config) -> dict[str, Any]:
+    """What needs no decision."""
+    cache, scheduler = config.cache, config.scheduler
+    return {
+        "prefix_cache": cache.prefix_cache,
+        "kv_reservation": cache.kv_reservation,
+        "policy": scheduler.policy,
+        "batching": scheduler.batching,
+        "chunked_prefill": scheduler.chunked_prefill,
+        "max_waiting": scheduler.max_waiting,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,9 @@ class Resolved:
     num_blocks: int  # without the null block
     groups: tuple[CacheGroup, ...]
     prefix_cache: bool
+    kv_reservation: str  # "paged" | "worst_case"
     policy: str
+    batching: str
     max_num_seqs: int
     max_tokens_per_step: int
     chunked_prefill: bool

@@ -74,6 +74,10 @@ class CacheConfig:
         None
     )
     prefix_cache: Annotated[bool, Doc("reuse the KV of equal prompt beginnings")] = True
+    kv_reservation: Annotated[
+        Literal["paged", "worst_case"],
+        Doc("paged: blocks as tokens come; worst_case: room for the longest output at the start"),
+    ] = "paged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +87,12 @@ class SchedulerConfig:
     policy: Annotated[
         str,
         Doc(
-            "order of waiting requests: fcfs, priority, or slo:interactive_ttft=1,interactive_tpot=0.1,..."
+            "order of waiting requests: fcfs, priority, or slo with targets, as in slo:interactive_ttft=1"
         ),
     ] = "fcfs"
+    batching: Annotated[
+        str, Doc("continuous, or static:size=32 (a baseline to measure against)")
+    ] = "continuous"
     max_num_seqs: Annotated[int | None, Doc("most sequences in one step", 1)] = None
     max_tokens_per_step: Annotated[int | None, Doc("token budget of one step", 1)] = None
     chunked_prefill: Annotated[bool, Doc("spread a long prompt over several steps")] = True

@@ -31,6 +31,7 @@ from nonet.runner.runner import Runner
 from nonet.runner.sequences import SequenceTable
 from nonet.sampling.processors.grammar import GrammarMask
 from nonet.sampling.sampler import Sampler
+from nonet.scheduler.batching import BATCHINGS
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
@@ -70,9 +71,17 @@ def build_engine(
         chunked_prefill=resolved.chunked_prefill,
         max_waiting=resolved.max_waiting,
         max_model_len=resolved.max_model_len,
+        reserve_whole=resolved.kv_reservation == "worst_case",
     )
     clock = MonotonicClock()
-    scheduler = Scheduler(limits, kv, POLICIES.build(resolved.policy), clock, seed=resolved.seed)
+    scheduler = Scheduler(
+        limits,
+        kv,
+        POLICIES.build(resolved.policy),
+        clock,
+        batching=BATCHINGS.build(resolved.batching),
+        seed=resolved.seed,
+    )
     info = _info(resolved, spec, ops, time.monotonic() - began, device_side.recording is not None)
     parts = EngineParts(
         scheduler=scheduler,

@@ -18,6 +18,7 @@ class SchedulerLimits:
     chunked_prefill: bool
     max_waiting: int  # requests none of whose sequences has run
     max_model_len: int  # prompt plus output
+    reserve_whole: bool = False  # a sequence takes the blocks of its longest output at its start
     needs_host_tokens: bool = False  # every row waits until the sequence's last one is read
 
     def __post_init__(self) -> None:

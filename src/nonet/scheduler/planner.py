@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nonet.core.step import NewSequence, Row
 from nonet.kv.cache import KVCache, PrefixHit
+from nonet.scheduler.batching.base import Batching
 from nonet.scheduler.budget import SchedulerLimits, StepBudget
 from nonet.scheduler.policy.base import Policy
 from nonet.scheduler.preempt import make_room
@@ -38,11 +39,17 @@ class Planner:
     """Decides on one step at a time; keeps nothing between steps."""
 
     def __init__(
-        self, limits: SchedulerLimits, kv: KVCache, policy: Policy, roster: Roster
+        self,
+        limits: SchedulerLimits,
+        kv: KVCache,
+        policy: Policy,
+        batching: Batching,
+        roster: Roster,
     ) -> None:
         self._limits = limits
         self._kv = kv
         self._policy = policy
+        self._batching = batching
         self._roster = roster
 
     def fill(self, step_id: int, now: float) -> PlannedStep:
@@ -93,6 +100,9 @@ class Planner:
         )
 
     def _fits(self, seq: Sequence, hit: PrefixHit, promised: int) -> bool:
+        if self._limits.reserve_whole:
+            num_blocks = -(-(seq.max_len - hit.num_tokens) // self._kv.block_size)
+            return num_blocks * len(self._kv.groups) + hit.num_idle <= self._kv.num_free
         demand = self._kv.demand(seq, self._limits.max_tokens_per_step, hit) + len(self._kv.groups)
         return promised + demand <= self._kv.num_free
 
@@ -138,6 +148,7 @@ class Planner:
         seats = limits.max_num_seqs - len(roster.running) - len(roster.leaving)
         if seats <= 0 or not step.budget.left:
             return
+        seats = self._batching.seats(len(roster.running) + len(roster.leaving), seats)
         promised = sum(self._growth(seq) for seq in roster.running.values())
         for seq in self._policy.order(roster.waiting.values(), step.now):
             if not seats or not step.budget.left:
@@ -166,6 +177,8 @@ class Planner:
         self._roster.start(seq, hit)
         reserved = kv.reserve(seq, granted)
         assert reserved, "a hit and what it leaves free disagree"
+        if self._limits.reserve_whole:
+            kv.reserve(seq, seq.max_len - seq.num_planned)  # alone it may be short; it then grows
         step.query_tokens += len(seq.token_ids)
         step.hit_tokens += hit.num_tokens
         step.new.append(

@@ -21,6 +21,8 @@ from nonet.core.outputs import FinishReason, SequenceDelta, TokenLogprob
 from nonet.core.request import Request
 from nonet.core.step import Row, RowResult, StepPlan, StepResult
 from nonet.kv.cache import KVCache
+from nonet.scheduler.batching.base import Batching
+from nonet.scheduler.batching.continuous import ContinuousBatching
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.load import Load, StepCost
 from nonet.scheduler.planner import Planner
@@ -73,6 +75,7 @@ class Scheduler:
         policy: Policy,
         clock: Clock,
         *,
+        batching: Batching | None = None,
         seed: int = 0,
     ) -> None:
         self._limits = limits
@@ -80,7 +83,7 @@ class Scheduler:
         self._clock = clock
         self._seed = seed
         self._roster = Roster(kv)
-        self._planner = Planner(limits, kv, policy, self._roster)
+        self._planner = Planner(limits, kv, policy, batching or ContinuousBatching(), self._roster)
         self._policy = policy
         self._load = Load(
             self._roster.waiting, self._roster.running, StepCost(limits.max_tokens_per_step)
