@@ -43,6 +43,7 @@ def test_route_table_is_what_we_think() -> None:
         ("POST", "/v1/completions"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{name:path}"),
+        ("GET", "/v1/usage"),
         ("POST", "/tokenize"),
         ("POST", "/detokenize"),
         ("GET", "/livez"),

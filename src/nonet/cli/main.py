@@ -29,6 +29,10 @@ BENCH_VERBS = {
     "offline": ("bench_offline", "Throughput in process, all requests at once."),
     "serve": ("bench_serve", "Latency and goodput over HTTP, requests at their own times."),
 }
+USAGE_VERBS = {
+    "report": ("report", "Requests, tokens and cost, and what each technique saved."),
+    "export": ("export", "Every row of the ledger as JSON lines."),
+}
 
 
 def main() -> None:
@@ -70,6 +74,10 @@ def build_app() -> cyclopts.App:
     for name, (module, text) in BENCH_VERBS.items():
         bench.command(f"nonet.cli.{module}:command", name=name, help=text)
     app.command(bench)
+    usage = cyclopts.App(name="usage", help="Read a server's ledger.")
+    for name, (function, text) in USAGE_VERBS.items():
+        usage.command(f"nonet.cli.usage:{function}", name=name, help=text)
+    app.command(usage)
     return app
 
 
@@ -83,7 +91,8 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
     if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens:
         given = error.unused_tokens[0]
         chain = error.command_chain or ()
-        known = BENCH_VERBS if "bench" in chain else (*VERBS, "bench")
+        groups = {"bench": BENCH_VERBS, "usage": USAGE_VERBS}
+        known = next((verbs for name, verbs in groups.items() if name in chain), (*VERBS, *groups))
         return f"no command {given!r}. {did_you_mean(given, sorted(known))}"
     return " ".join(str(error).split())
 

@@ -146,7 +146,9 @@ class Outcome:
     similarity: float | None = None
     tier: str | None = None
     cost: str | None = None  # a decimal, where it is known before the answer
-    savings: list[Saving] = field(default_factory=list)
+    savings: list[Saving] = field(
+        default_factory=list
+    )  # an answer from a cache is counted from its usage
     headers: list[tuple[bytes, bytes]] = field(
         default_factory=list
     )  # of layers that have more to say

@@ -130,8 +130,13 @@ class Bookkeeper:
         savings: list[list[str | int | float]] = []
         if outcome.cache in ("exact", "semantic"):
             full, cost = cost, _percent(cost, self._hit_percent)
-            savings = [_line(saving, full - cost) for saving in outcome.savings]
-            return _Bill(cost, savings)
+            hit = Saving(
+                f"{outcome.cache}_cache",
+                prompt_tokens=tokens.prompt,
+                output_tokens=tokens.output,
+                seconds=sum(saving.seconds for saving in outcome.savings),
+            )
+            return _Bill(cost, [_line(hit, full - cost)])
         if tokens.cached:
             uncached = rates.cost(Tokens(prompt=tokens.cached))
             spared = uncached - rates.cost(Tokens(prompt=tokens.cached, cached=tokens.cached))

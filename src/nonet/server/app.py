@@ -25,6 +25,7 @@ from nonet.server.openai.models import list_models, show_model
 from nonet.server.openai.tokenize import detokenize, tokenize
 from nonet.server.replays import Replays
 from nonet.server.state import ServerState
+from nonet.server.usage import usage
 
 __all__ = ["ROUTES", "create_app"]
 
@@ -35,6 +36,7 @@ ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/completions", completions),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),
+    ("GET", "/v1/usage", usage),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
     ("GET", "/livez", health.livez),

@@ -28,6 +28,7 @@ from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
 from nonet.engine.client import EngineClient, EngineLaunch, Supervision
 from nonet.gateway.assemble import build, open_site
+from nonet.gateway.bookkeeper import Bookkeeper
 from nonet.gateway.generate import EngineAnswers
 from nonet.gateway.pipeline import Pipeline
 from nonet.server.app import create_app
@@ -191,6 +192,10 @@ class Serving:
             hosts=HostList(self._config),
             metrics=metrics,
             pipeline=Pipeline(self._layers, EngineAnswers(engine, tokenizer)),
+            database=self._site.database,
+            ledger=self._site.ledger
+            if any(isinstance(x, Bookkeeper) for x in self._layers)
+            else None,
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
         )

@@ -11,6 +11,8 @@ from nonet.engine.client import EngineClient
 from nonet.gateway.pipeline import Pipeline
 from nonet.server.auth import HostList, KeyRing
 from nonet.server.sse import StreamGuard
+from nonet.store.database import Database
+from nonet.telemetry.ledger import Ledger
 from nonet.telemetry.metrics import Metrics
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer
@@ -44,6 +46,8 @@ class ServerState:
     metrics: Metrics
     guard: StreamGuard
     pipeline: Pipeline  # the layers above the engine, and below them the engine
+    database: Database | None  # None without a data_dir
+    ledger: Ledger | None  # None where no layer books
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False
     active: set[object] = field(default_factory=set)  # calls that run, probes left out

@@ -104,7 +104,7 @@ def picos_of(money: str, where: str) -> int:
     try:
         value = Decimal(money)
         picos = int((value * PICOS).to_integral_value())
-    except ArithmeticError:
+    except (ArithmeticError, ValueError):
         raise ConfigError(f"{where} is {money!r}; give an amount such as 2.50") from None
     if picos < 0:
         raise ConfigError(f"{where} is {money!r}; give an amount of 0 or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from nonet.core.catalogue import did_you_mean
@@ -12,7 +13,15 @@ from nonet.core.errors import InvalidRequestError
 from nonet.telemetry.ledger import LedgerRow
 from nonet.telemetry.prices import as_money
 
-__all__ = ["GROUPS", "Span", "export_rows", "savings_report", "spent_picos", "usage_report"]
+__all__ = [
+    "GROUPS",
+    "Span",
+    "export_rows",
+    "savings_report",
+    "span_of",
+    "spent_picos",
+    "usage_report",
+]
 
 # What a report can be split by, and the place of each in the rows of the query below.
 GROUPS = ("day", "tenant", "key", "model", "route", "tier", "cache", "finish")
@@ -63,6 +72,20 @@ class Span:
     @property
     def values(self) -> tuple[float, float, str | None, str | None]:
         return (self.start_s, self.end_s, self.tenant, self.tenant)
+
+
+def span_of(start: str | None, end: str | None, tenant: str | None) -> Span:
+    """A span from texts; without them, all of the ledger.
+
+    >>> span_of("1970-01-02", "172800", None)
+    Span(start_s=86400.0, end_s=172800.0, tenant=None)
+    """
+    whole = Span()
+    return Span(
+        whole.start_s if start is None else _time(start, "start"),
+        whole.end_s if end is None else _time(end, "end"),
+        tenant,
+    )
 
 
 def usage_report(
@@ -120,3 +143,16 @@ def _line(by: Sequence[str], names: tuple[str, ...], counts: list[int]) -> dict[
         **numbers,
         "cost": as_money(numbers["cost_picos"]),
     }
+
+
+def _time(text: str, param: str) -> float:
+    """Unix seconds, or an ISO date or time, UTC where it does not say."""
+    try:
+        if text.replace(".", "", 1).isdigit() and text.isascii() and "-" not in text:
+            return float(text)
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise InvalidRequestError(
+            f"{param} is {text[:50]!r}; give Unix seconds or a date such as 2026-11-23", param
+        ) from None

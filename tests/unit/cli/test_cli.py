@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nonet.cli.main import BENCH_VERBS, VERBS, build_app, run
+from nonet.cli.main import BENCH_VERBS, USAGE_VERBS, VERBS, build_app, run
 from nonet.config.options import options
 
 ENGINE = {
@@ -43,6 +43,8 @@ FROZEN = {
     "plan": ENGINE | {"--json"},
     "doctor": {"--config", "--json"} | SERVER,
     "version": {"--json"},
+    "usage report": {"--data-dir", "--by", "--since", "--until", "--tenant", "--json"},
+    "usage export": {"--data-dir", "--since", "--until", "--tenant"},
     "bench offline": ENGINE | WORKLOAD | {"--repeats"},
     "bench serve": ENGINE | SERVER | WORKLOAD
     | {"--url", "--api-key", "--rate", "--arrival-seed", "--vocab-size", "--max-ttft", "--max-tpot", "--max-itl",
@@ -64,7 +66,8 @@ def test_options_are_frozen(verb: str) -> None:
 
 
 def test_every_verb_is_in_the_frozen_list() -> None:
-    assert set(FROZEN) == set(VERBS) | {f"bench {name}" for name in BENCH_VERBS}
+    nested = {f"bench {name}" for name in BENCH_VERBS} | {f"usage {name}" for name in USAGE_VERBS}
+    assert set(FROZEN) == set(VERBS) | nested
 
 
 def test_every_option_of_the_configuration_has_its_flag() -> None:
@@ -76,6 +79,8 @@ def test_every_option_of_the_configuration_has_its_flag() -> None:
     [
         ("serv", ["no command 'serv'", "Did you mean 'serve'?"]),
         ("bench ofline", ["no command 'ofline'", "Did you mean 'offline'?"]),
+        ("usage raport", ["no command 'raport'", "Did you mean 'report'?"]),
+        ("usage report nowhere", ["no database at nowhere", "data_dir"]),
         ("plan --dtyp float32", ["--dtyp", "Did you mean --dtype?"]),
         ("plan --dtype float33", ["float33", "bfloat16"]),
         ("plan --num-blocks many", ["many", "--num-blocks"]),

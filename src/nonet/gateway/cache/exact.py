@@ -105,15 +105,9 @@ class ExactCache:
         return entry
 
     def _replay(self, ask: Ask, entry: Entry) -> Reply:
-        saving = Saving(
-            "exact_cache",
-            prompt_tokens=entry.usage.prompt_tokens,
-            output_tokens=entry.usage.completion_tokens,
-            seconds=entry.seconds,
-        )
         outcome = Outcome(
             cache="exact",
-            savings=[saving],
+            savings=[Saving("exact_cache", seconds=entry.seconds)],
             entry=entry,
             total=entry.usage,
             finish=entry.finish,
@@ -143,7 +137,7 @@ class ExactCache:
 
     async def _follow(self, flight: Flight) -> Reply:
         reply = await flight.join()
-        reply.outcome = Outcome(cache="exact", savings=[Saving("exact_cache")])
+        reply.outcome = Outcome(cache="exact")
         return reply
 
     def _landed(
