@@ -109,11 +109,12 @@ FLIPS: dict[str, Any] = {
     "cache_salt": "s", "priority": 3, "return_token_ids": True, "response_format": {"type": "text"},
     "messages": [{"role": "user", "content": "flip?"}], "max_completion_tokens": 4, "logprobs": True,
     "top_logprobs": 2, "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none",
+    "service_tier": "auto",
     "chat_template_kwargs": {"enable_thinking": True}, "prompt": "flip?", "echo": True, "best_of": None, "suffix": None,
 }  # fmt: skip
 # What does not shape the answer, only its delivery; each with its reason in the code that leaves it out.
 HARMLESS = {
-    "model", "stream", "stream_options", "user", "priority", "return_token_ids", "best_of", "suffix",
+    "model", "stream", "stream_options", "user", "priority", "service_tier", "return_token_ids", "best_of", "suffix",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from nonet.core.outputs import FinishReason, TokenLogprob
 from nonet.core.request import Request
+from nonet.core.service_class import ServiceClass
 from nonet.telemetry.events import Saving
 from nonet.telemetry.ledger import LedgerRow
 
@@ -89,7 +90,7 @@ class Caller:
 
     tenant: str = ""
     key_id: str = ""  # which of the tenant's keys; what is used is booked to it
-    tier: str = "standard"
+    service_class: ServiceClass | None = None  # in place of what the requests say
     wishes: CacheWishes = CacheWishes()
     limits: KeyLimits | None = None  # None: what the limits layer gives to all
     book: Callable[[LedgerRow], None] | None = None  # takes the row instead of the ledger
@@ -128,6 +129,10 @@ class Ask:
     def ask_id(self) -> str:
         """Unique: made by the server."""
         return self.requests[0].request_id
+
+    @property
+    def service_class(self) -> ServiceClass:
+        return self.requests[0].service_class
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -56,7 +56,7 @@ class Bookkeeper:
         began_s = self._site.clock.now()
         reply = await next(ask)
         outcome = reply.outcome
-        outcome.tier = ask.caller.tier
+        outcome.tier = ask.service_class
         if outcome.total is not None:
             outcome.cost = as_money(self._bill(ask, outcome, outcome.total).cost_picos)
         reply.pieces = self._booked(ask, reply, reply.pieces, began_s)
@@ -109,7 +109,7 @@ class Bookkeeper:
             key_id=caller.key_id,
             model=self._site.model,
             route=ask.route,
-            tier=caller.tier,
+            tier=ask.service_class,
             cache=outcome.cache or "",
             finish=finish,
             prompt_tokens=usage.prompt_tokens,
@@ -123,7 +123,7 @@ class Bookkeeper:
         )
 
     def _bill(self, ask: Ask, outcome: Outcome, usage: Usage) -> _Bill:
-        tier = ask.caller.tier
+        tier = ask.service_class
         rates = self._site.rates_of(tier)
         tokens = tokens_of(usage)
         cost = rates.cost(tokens)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from nonet.core.clock import Clock, MonotonicClock
 from nonet.core.errors import ConfigError
+from nonet.core.service_class import ServiceClass
 from nonet.store.database import Database
 from nonet.telemetry.ledger import Ledger
 from nonet.telemetry.prices import FREE, Rates
@@ -23,13 +24,12 @@ class Site:
     fingerprint: bytes
     database: Database | None = None  # None: no data_dir was given, nothing outlives the server
     ledger: Ledger | None = None
-    rates: Mapping[str, Rates] = field(default_factory=dict)  # by tier
+    rates: Mapping[str, Rates] = field(default_factory=dict)  # by service class; empty: all is free
     clock: Clock = field(default_factory=MonotonicClock)
     wall: Callable[[], float] = time.time
 
-    def rates_of(self, tier: str) -> Rates:
-        """The prices of a tier; those of "standard" where the table has no others."""
-        return self.rates.get(tier) or self.rates.get("standard", FREE)
+    def rates_of(self, service_class: ServiceClass) -> Rates:
+        return self.rates.get(service_class, FREE)
 
     def needed_database(self, who: str) -> Database:
         """ConfigError when there is none."""

@@ -10,6 +10,8 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+import msgspec
+
 from nonet.core.errors import NonetError
 from nonet.core.outputs import FinishReason
 from nonet.core.request import Request
@@ -33,6 +35,9 @@ class Generation:
         """`echoed` is, per request, how many characters of prompt the answer will repeat before its own."""
         self._call = call
         self._metrics = call.state.metrics
+        given = call.caller.service_class
+        if given is not None:
+            requests = [msgspec.structs.replace(one, service_class=given) for one in requests]
         self._ask = Ask(
             requests=tuple(requests),
             caller=call.caller,

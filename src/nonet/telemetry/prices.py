@@ -71,7 +71,7 @@ FREE = Rates()
 
 
 def read_rates(path: Path, model: str) -> dict[str, Rates]:
-    """Rates of `model` by tier ("standard", "batch"); ConfigError when the file or the model's entry is no use."""
+    """Rates of `model` by service class; ConfigError when the file or the model's entry is no use."""
     try:
         table = json.loads(path.read_text("utf-8"), parse_float=Decimal, parse_int=Decimal)
     except (OSError, ValueError) as error:
@@ -84,8 +84,11 @@ def read_rates(path: Path, model: str) -> dict[str, Rates]:
         )
     entry = table[model]
     where = f"price_table {str(path)!r}, {model}"
-    standard = _rates(entry, where, "", Decimal(1))
-    return {"standard": standard, "batch": _rates(entry, where, "_batches", BATCH)}
+    return {
+        "interactive": _rates(entry, where, "_priority", Decimal(1)),
+        "standard": _rates(entry, where, "", Decimal(1)),
+        "batch": _rates(entry, where, "_batches", BATCH),
+    }
 
 
 def as_money(picos: int) -> str:

@@ -72,7 +72,7 @@ def flips() -> dict[str, Ask]:
     }  # fmt: skip
     fields: dict[str, Any] = {
         "request_id": "b-0", "prompt_ids": [1, 2], "eos_ids": (5,), "priority": 3, "cache_salt": "s",
-        "adapter_id": "lora",
+        "adapter_id": "lora", "service_class": "batch",
     }  # fmt: skip
     found: dict[str, Ask] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import random
 from collections import defaultdict
@@ -12,6 +13,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.gateway_fakes import ScriptedEngine, ask, pipeline, read, site, text, tiny_tokenizer
 
@@ -153,10 +155,12 @@ async def run_one(line: Pipeline, plan: Plan, books: list[LedgerRow]) -> None:
     caller = Caller(
         tenant=plan.key,
         key_id=plan.key,
-        tier="batch" if is_batch else "standard",
         book=books.append if is_batch else None,
     )
     asked = ask("x" * plan.usage.prompt_tokens, name=plan.name, caller=caller)
+    if is_batch:
+        request = msgspec.structs.replace(asked.requests[0], service_class="batch")
+        asked = dataclasses.replace(asked, requests=(request,))
     with contextlib.suppress(NonetError):
         reply = await line.answer(asked)
         async with contextlib.aclosing(reply.pieces) as steps:

@@ -18,8 +18,8 @@ __all__ = ["NOT_IN_KEY", "ask_key", "is_deterministic"]
 
 VERSION = 1  # of the key and of what is stored under it
 
-# request_id is made by the server for each call; priority says when a request runs, not what it says.
-NOT_IN_KEY = frozenset({"request_id", "priority"})
+# request_id is made by the server for each call; priority and service_class say when a request runs, not what it says.
+NOT_IN_KEY = frozenset({"request_id", "priority", "service_class"})
 
 
 def ask_key(ask: Ask, fingerprint: bytes) -> bytes:
