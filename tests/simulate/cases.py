@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from nonet.core.errors import OverloadedError, UserError
-from nonet.core.request import Request
+from nonet.core.request import PrefixLease, Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.service_class import SERVICE_CLASSES
 from tests.simulate.harness import Setup, Simulation
@@ -46,7 +46,7 @@ class Case:
 
 def random_setup(random: Random) -> Setup:
     """Small pools and budgets, so that everything is scarce at some time."""
-    return Setup(
+    setup = Setup(
         windows=random.choice([(None,), (None, 5), (7,), (None, 3, 9), (1, None)]),
         num_blocks=random.choice([12, 16, 24]),
         block_size=random.choice([2, 4]),
@@ -64,6 +64,7 @@ def random_setup(random: Random) -> Setup:
         needs_host_tokens=random.random() < 0.3,
         error_tokens=frozenset({3}) if random.random() < 0.1 else frozenset(),
     )
+    return replace(setup, max_leased=setup.num_blocks // 4)
 
 
 def random_request(random: Random, name: str) -> Request:
@@ -74,6 +75,7 @@ def random_request(random: Random, name: str) -> Request:
         request_id=name,
         prompt_ids=head + tail,
         eos_ids=(1, 2),
+        leases=_random_leases(Random(str(head + tail)), len(head + tail)),
         priority=random.randrange(-2, 3),
         service_class=random.choice(SERVICE_CLASSES),
         cache_salt=random.choice(["", "", "salt"]),
@@ -88,6 +90,12 @@ def random_request(random: Random, name: str) -> Request:
             seed=random.choice([None, 5, -1]),
         ),
     )
+
+
+def _random_leases(random: Random, num_prompt: int) -> tuple[PrefixLease, ...]:
+    """None, one or two; a step takes a hundredth of a second."""
+    ends = sorted(random.randrange(num_prompt + 1) for _ in range(random.choice([0, 1, 2])))
+    return tuple(PrefixLease(end, random.choice([0.05, 1.0])) for end in ends)
 
 
 def random_case(random: Random, num_requests: int = 12) -> Case:

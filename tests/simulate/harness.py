@@ -24,6 +24,7 @@ class Setup:
     num_blocks: int = 32
     block_size: int = 4
     prefix_cache: bool = True
+    max_leased: int = 0
     max_num_seqs: int = 4
     max_tokens: int = 16
     chunked: bool = True
@@ -47,6 +48,7 @@ class Stream:
     stop_token_id: int | None = None
     num_deltas: int = 0
     num_cached: int = 0
+    num_leased: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
     error: str | None = None
 
@@ -63,7 +65,13 @@ class Simulation:
         self.setup = setup
         self.clock = FakeClock()
         groups = tuple(CacheGroup((i,), window) for i, window in enumerate(setup.windows))
-        self.kv = kv_class(groups, setup.num_blocks, setup.block_size, setup.prefix_cache)
+        self.kv = kv_class(
+            groups,
+            setup.num_blocks,
+            setup.block_size,
+            setup.prefix_cache,
+            max_leased=setup.max_leased,
+        )
         limits = SchedulerLimits(
             max_num_seqs=setup.max_num_seqs,
             max_tokens_per_step=setup.max_tokens,
@@ -140,6 +148,7 @@ class Simulation:
 
     def check_end(self) -> None:
         """Every choice equals its oracle, and every block is free."""
+        self.kv.end_leases(self.clock.now() + 1e6)
         stats = self.scheduler.stats()
         assert stats.num_running == stats.num_waiting == 0
         assert stats.blocks_free == stats.blocks_total, "blocks leaked"
@@ -148,6 +157,7 @@ class Simulation:
             self._compare(self.requests[request_id], index, stream)
 
     def _compare(self, request: Request, index: int, stream: Stream) -> None:
+        assert sum(stream.num_leased) + stream.num_cached <= len(request.prompt_ids)
         expected, reason, stop_id = self._oracle(request, index)
         if stream.finish_reason in ("abort", "error"):
             assert stream.token_ids == expected[: len(stream.token_ids)]
@@ -204,9 +214,11 @@ class Simulation:
         stream.error = delta.error
         if stream.num_deltas == 1:
             stream.num_cached = delta.num_cached
+            stream.num_leased = delta.num_leased
             stream.prompt_logprobs = delta.prompt_logprobs
         else:
             assert delta.num_cached == 0
+            assert not delta.num_leased
             assert delta.prompt_logprobs is None
         if delta.token_ids:
             assert delta.logprobs is not None

@@ -41,12 +41,13 @@ def test_the_workloads_reach_what_they_are_meant_to() -> None:
         seen["hit"] += stats.prefix_hit_tokens
         seen["hit, window"] += stats.prefix_hit_tokens * (case.setup.windows != (None,))
         seen["accepted"] += simulation.runner.num_accepted
+        seen["leased"] += sum(sum(stream.num_leased) for stream in simulation.streams.values())
         seen["steps"] += stats.steps
         for stream in simulation.streams.values():
             seen[str(stream.finish_reason)] += 1
             seen["prompt logprobs"] += stream.prompt_logprobs is not None
     assert seen["steps"] > 1000
-    for what in ("preempted", "preempted, overlapped", "hit", "hit, window", "accepted",
+    for what in ("preempted", "preempted, overlapped", "hit", "hit, window", "accepted", "leased",
                  "prompt logprobs", "stop", "length", "abort", "error"):  # fmt: skip
         assert seen[what] >= 5, f"{what}: {seen[what]}"
 

@@ -12,10 +12,13 @@ FIELDS = (
     "stop_token_ids", "stream", "stream_options", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "best_of",
     "user", "cache_salt", "priority", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output",
     "return_token_ids", "response_format", "tools", "tool_choice", "chat_template_kwargs", "messages", "prompt",
-    "suffix", "unknown_field",
+    "suffix", "unknown_field", "system", "stop_sequences", "metadata", "thinking", "output_config",
 )  # fmt: skip
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/messages",
+    "/v1/messages/count_tokens",
+)  # fmt: skip
 
 STRINGS = (
     "", "a", "\x00", "\u202e\u200b", "\U0001f600" * 40, "<|eos|><|start|>system", "{{ 7*7 }}", "../../etc/passwd",
@@ -43,10 +46,10 @@ RAW = (
 )
 
 
-def body(rng: random.Random) -> tuple[str, bytes]:
-    """A path and the bytes to post to it."""
+def body(rng: random.Random, model: str) -> tuple[str, bytes]:
+    """A path and the bytes to post to it, at a server of that model."""
     path = rng.choice(PATHS)
-    sound = _sound(rng, path)
+    sound = _sound(rng, path, model)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
         sound[rng.choice(FIELDS)] = _value(rng, 0)
     text = json.dumps(sound, ensure_ascii=rng.random() < 0.5)
@@ -54,12 +57,14 @@ def body(rng: random.Random) -> tuple[str, bytes]:
     return path, _damaged(rng, raw)
 
 
-def _sound(rng: random.Random, path: str) -> dict[str, Any]:
+def _sound(rng: random.Random, path: str, model: str) -> dict[str, Any]:
     if path == "/tokenize":
         return {"prompt": rng.choice(STRINGS)}
     if path == "/detokenize":
         return {"tokens": [rng.randrange(260) for _ in range(rng.randrange(8))]}
     body: dict[str, Any] = {"max_tokens": rng.randrange(1, 12)}
+    if path.startswith("/v1/messages"):
+        return _sound_message(rng, {"model": model, **body})
     if path == "/v1/completions":
         body["prompt"] = rng.choice(
             ("hello", ["a", "b"], [1, 2, 3], [[1, 2], [3]], list(STRINGS[1:6]))
@@ -77,6 +82,34 @@ def _sound(rng: random.Random, path: str) -> dict[str, Any]:
         body["stream_options"] = {"include_usage": rng.random() < 0.5}
     if rng.random() < 0.2:
         body["n"] = rng.randrange(1, 5)
+    return body
+
+
+def _sound_message(rng: random.Random, body: dict[str, Any]) -> dict[str, Any]:
+    """Anthropic's form."""
+    blocks = [
+        {"type": "text", "text": text} for text in rng.choices(STRINGS, k=rng.randrange(1, 3))
+    ]
+    body["messages"] = [
+        {
+            "role": rng.choice(("user", "user", "assistant")),
+            "content": rng.choice((blocks, "hello")),
+        }
+        for _ in range(rng.randrange(1, 4))
+    ]
+    if rng.random() < 0.3:
+        body["system"] = rng.choice((blocks, "be brief"))
+    if rng.random() < 0.3:
+        body["stream"] = True
+    if rng.random() < 0.2:
+        call = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": _value(rng, 2)}}
+        body["messages"] += [
+            {"role": "assistant", "content": [call]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "42"}],
+            },
+        ]
     return body
 
 

@@ -186,7 +186,8 @@ class FakeEngine:
             prompt_logprobs=_prompt_logprobs(seq.request) if is_first and key[1] == 0 else None,
             finish_reason=finish,
             stop_token_id=token_id if finish == "stop" else None,
-            num_cached=min(16, len(seq.request.prompt_ids) - 1) if is_first else 0,
+            num_cached=num_cached(seq.request) if is_first else 0,
+            num_leased=num_leased(seq.request) if is_first else [],
         )
 
     def _finish_reason(self, seq: _Sequence, token_id: int) -> FinishReason | None:
@@ -214,6 +215,20 @@ def next_token(request: Request, index: int, position: int) -> int:
     """The scripted token: a lower-case letter or a space."""
     key = f"{request.prompt_ids}|{request.params.seed}|{index}|{position}".encode()
     return b"abcdefghijklmnopqrstuvwxyz      "[hashlib.sha256(key).digest()[0] % 32]
+
+
+def num_cached(request: Request) -> int:
+    return min(16, len(request.prompt_ids) - 1)
+
+
+def num_leased(request: Request) -> list[int]:
+    """As if nothing but the cached tokens had ever been kept, in blocks of 16."""
+    counts, done = [], num_cached(request)
+    for lease in request.leases:
+        end = lease.num_tokens // 16 * 16
+        counts.append(max(0, end - done))
+        done = max(done, end)
+    return counts
 
 
 def _logprob(token_id: int, num_top: int) -> TokenLogprob:

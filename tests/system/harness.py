@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -29,7 +30,7 @@ def fake_launch(config: FakeConfig) -> EngineLaunch:
     return EngineLaunch(
         config=msgspec.json.encode(config),
         factory="tests.system.fake_engine:build",
-        env={"PYTHONPATH": ROOT},
+        env={"PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])},
     )
 
 
@@ -50,16 +51,19 @@ class RunningServer:
     url: str
     table: str
     log: Path
+    headers: dict[str, str] = field(default_factory=dict)  # of all requests
 
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers=headers, timeout=10)
+        return httpx.get(self.url + path, headers={**self.headers, **headers}, timeout=10)
 
     def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=60)
+        return httpx.post(
+            self.url + path, json=body, headers={**self.headers, **headers}, timeout=60
+        )
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples, whatever their labels."""

@@ -62,6 +62,8 @@ def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
         num_blocks=1024,
         groups=(CacheGroup((0, 1), None),),
         prefix_cache=True,
+        kv_reservation="paged",
+        batching="continuous",
         policy="fcfs",
         max_num_seqs=fake.max_num_seqs,
         max_tokens_per_step=512,

@@ -118,6 +118,7 @@ def resolve(
             free_bytes=free - (num_blocks + 1) * page,
         ),
         reasons=why,
+        max_leased_blocks=_max_leased(config, num_blocks, shape.blocks(max_model_len)),
         **_as_given(config),
     )
 
@@ -302,6 +303,13 @@ def _max_model_len(
         f"the model was made for {wanted}, which needs {need} KV blocks, and there are {num_blocks}"
     )
     return holds
+
+
+def _max_leased(config: Config, num_blocks: int, num_needed: int) -> int:
+    """Blocks that may be leased; what is left holds a sequence of full length, which needs `num_needed`."""
+    if not config.cache.prefix_cache:
+        return 0
+    return min(int(num_blocks * config.cache.lease_fraction), num_blocks - num_needed)
 
 
 def _threads(config: Config, machine: Machine, why: dict[str, str]) -> int:

@@ -46,6 +46,7 @@ class Resolved:
     groups: tuple[CacheGroup, ...]
     prefix_cache: bool
     kv_reservation: str  # "paged" | "worst_case"
+    max_leased_blocks: int = 0  # that prompt caching may keep
     policy: str
     batching: str
     max_num_seqs: int

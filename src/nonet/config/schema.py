@@ -78,6 +78,9 @@ class CacheConfig:
         Literal["paged", "worst_case"],
         Doc("paged: blocks as tokens come; worst_case: room for the longest output at the start"),
     ] = "paged"
+    lease_fraction: Annotated[
+        float, Doc("share of the KV blocks that prompt caching may keep for its clients", 0, 1)
+    ] = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

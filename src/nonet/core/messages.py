@@ -70,6 +70,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     kv_usage: float = 0.0  # fraction of blocks in use by live sequences
     blocks_free: int = 0
     blocks_total: int = 0
+    blocks_leased: int = 0  # kept by prompt caching; those that nobody reads are not free either
     steps: int = 0
     step_tokens: int = 0
     preemptions: int = 0

@@ -7,14 +7,22 @@ import msgspec
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.service_class import ServiceClass
 
-__all__ = ["Request"]
+__all__ = ["PrefixLease", "Request"]
+
+
+class PrefixLease(msgspec.Struct, frozen=True):
+    """A wish: the first `num_tokens` of the prompt stay in the prefix cache for `ttl_s` after each use."""
+
+    num_tokens: int
+    ttl_s: float
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One call, immutable. `params.n` sequences are generated for it.
 
     `request_id` is made by the server, never by the client, so it is unique. `cache_salt` and `adapter_id` are part of
-    the prefix cache's hashes: requests that differ in either never share blocks.
+    the prefix cache's hashes: requests that differ in either never share blocks. `leases` are from the shortest to the
+    longest.
     """
 
     request_id: str
@@ -25,3 +33,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     adapter_id: str = ""
     service_class: ServiceClass = "standard"
+    leases: tuple[PrefixLease, ...] = ()

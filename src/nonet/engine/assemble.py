@@ -64,7 +64,13 @@ def build_engine(
     model = load_model(source, spec, ops, resolved.weight_format, resolved.max_model_len, progress)
     compiler = make_compiler(resolved, spec)
     device_side = _device_side(resolved, spec, ops, model, compiler)
-    kv = KVCache(resolved.groups, resolved.num_blocks, resolved.block_size, resolved.prefix_cache)
+    kv = KVCache(
+        resolved.groups,
+        resolved.num_blocks,
+        resolved.block_size,
+        resolved.prefix_cache,
+        max_leased=resolved.max_leased_blocks,
+    )
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
         max_tokens_per_step=resolved.max_tokens_per_step,

@@ -56,14 +56,6 @@ class Usage:
     written_5m_tokens: int = 0  # prompt tokens kept in the prefix cache on request, for 5 minutes
     written_1h_tokens: int = 0  # and for an hour
 
-    def as_json(self) -> dict[str, object]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheWishes:

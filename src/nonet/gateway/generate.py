@@ -18,6 +18,8 @@ from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["Engine", "EngineAnswers"]
 
+SHORT_TTL_S = 300.0  # what is kept longer is priced as kept for an hour
+
 
 class Engine(Protocol):
     """What is needed of `nonet.engine.client.EngineClient`."""
@@ -110,7 +112,7 @@ class _AnswerText:
             piece.prompt_logprobs = delta.prompt_logprobs
         self.usage.completion_tokens += len(kept)
         if delta.index == 0:
-            self.usage.cached_tokens += delta.num_cached
+            self._count_prompt(delta)
         if new.stop_string is not None:
             piece.finish_reason, piece.stop_reason = "stop", new.stop_string
             if delta.finish_reason is None:
@@ -119,6 +121,16 @@ class _AnswerText:
             stop_id = delta.stop_token_id
             piece.finish_reason = delta.finish_reason
             piece.stop_reason = None if stop_id in self._eos_ids else stop_id
+
+    def _count_prompt(self, delta: SequenceDelta) -> None:
+        usage = self.usage
+        usage.cached_tokens += delta.num_cached
+        request = self._ask.requests[self._first_choice[delta.request_id] // self._n]
+        for lease, num_tokens in zip(request.leases, delta.num_leased, strict=False):
+            if lease.ttl_s <= SHORT_TTL_S:
+                usage.written_5m_tokens += num_tokens
+            else:
+                usage.written_1h_tokens += num_tokens
 
 
 def _steps(deltas: list[SequenceDelta]) -> Iterator[list[SequenceDelta]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from nonet.kv.block import NULL_BLOCK, Block
 from nonet.kv.evict.base import Evictor
+from nonet.kv.evict.leases import Leases
 from nonet.kv.prefix.base import PrefixIndex
 
 __all__ = ["BlockPool"]
@@ -15,7 +16,7 @@ class BlockPool:
     """Gives out blocks 1 to `num_blocks`, counts the references to each, and takes them back.
 
     Blank blocks are given out first; when there are none, the evictor names an idle one and the prefix index forgets
-    it.
+    it. Idle blocks under a lease are not given out.
 
     >>> from nonet.kv.evict.lru import LruEvictor
     >>> from nonet.kv.prefix.hashed import HashedPrefixIndex
@@ -26,16 +27,19 @@ class BlockPool:
     2
     """
 
-    def __init__(self, num_blocks: int, evictor: Evictor, index: PrefixIndex) -> None:
+    def __init__(
+        self, num_blocks: int, evictor: Evictor, index: PrefixIndex, max_leased: int = 0
+    ) -> None:
         self.num_blocks = num_blocks
         self.blocks = [Block(block_id) for block_id in range(num_blocks + 1)]
         self._blank = list(range(num_blocks, NULL_BLOCK, -1))  # the last one is given out next
         self._evictor = evictor
         self._index = index
+        self.leases = Leases(max_leased)
 
     @property
     def num_free(self) -> int:
-        """Blocks that `allocate` can give out: blank and idle ones."""
+        """Blocks that `allocate` can give out: blank ones, and idle ones without a lease."""
         return len(self._blank) + len(self._evictor)
 
     def allocate(self, count: int) -> list[int]:
@@ -53,7 +57,9 @@ class BlockPool:
             if block_id == NULL_BLOCK:
                 continue
             block = self.blocks[block_id]
-            if block.num_refs == 0:
+            if block_id in self.leases:
+                self.leases.on_use(block_id)
+            elif block.num_refs == 0:
                 self._evictor.on_use(block_id)
             block.num_refs += 1
 
@@ -68,6 +74,8 @@ class BlockPool:
             if block.num_refs == 0:
                 if block.key is None:
                     self._blank.append(block_id)
+                elif block_id in self.leases:
+                    self.leases.on_free(block_id)
                 else:
                     self._evictor.on_free(block_id)
 
@@ -79,10 +87,24 @@ class BlockPool:
         block.key, block.group = key, group
         return True
 
+    def end_leases(self, now: float) -> None:
+        """Time is `now`; idle blocks whose lease has run out may be given out again."""
+        for block_id in self.leases.end(now):
+            self._evictor.on_free(block_id)
+
+    def lease(self, block_ids: Collection[int], ttl_s: float) -> bool:
+        """Keep these published blocks for `ttl_s` after their last use; False when too many are kept already."""
+        if not self.leases.grant(block_ids, ttl_s):
+            return False
+        for block_id in block_ids:
+            if block_id in self._evictor:
+                self._evictor.on_use(block_id)
+                self.leases.on_free(block_id)
+        return True
+
     def count_idle(self, block_ids: Iterable[int]) -> int:
-        """How many of these blocks no table refers to."""
-        blocks = self.blocks
-        return sum(1 for block_id in block_ids if block_id and blocks[block_id].num_refs == 0)
+        """How many of these blocks are idle and count as free."""
+        return sum(1 for block_id in block_ids if block_id in self._evictor)
 
     def check_integrity(self, references: dict[int, int]) -> list[str]:
         """What is wrong, given the references that the tables hold to each block; empty when all is well."""
@@ -103,7 +125,12 @@ class BlockPool:
             if (block.block_id in blank) != block.is_blank:
                 problems.append(f"block {block.block_id} is in the wrong list: blank")
             is_idle = block.num_refs == 0 and block.key is not None
-            if (block.block_id in self._evictor) != is_idle:
+            is_leased = block.block_id in self.leases
+            if is_leased and block.key is None:
+                problems.append(f"block {block.block_id} is leased, but holds nothing")
+            if self.leases.is_idle(block.block_id) != (is_idle and is_leased):
+                problems.append(f"block {block.block_id} is in the wrong list: leased")
+            if (block.block_id in self._evictor) != (is_idle and not is_leased):
                 problems.append(f"block {block.block_id} is in the wrong list: idle")
             if block.key is not None:
                 num_published += 1
@@ -114,7 +141,7 @@ class BlockPool:
                 f"the prefix index names {len(self._index)} blocks, {num_published} are published"
             )
         num_live = sum(1 for block in self.blocks if block.num_refs)
-        if num_live + self.num_free != self.num_blocks:
+        if num_live + self.num_free + self.leases.num_idle != self.num_blocks:
             problems.append(f"{num_live} live and {self.num_free} free blocks of {self.num_blocks}")
         return problems
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nonet.config.resolved import CacheGroup
+from nonet.core.request import PrefixLease
 from nonet.core.step import BlockTableUpdate
 from nonet.kv.block import NULL_BLOCK
 from nonet.kv.block_pool import BlockPool
@@ -21,7 +22,7 @@ from nonet.kv.evict.lru import LruEvictor
 from nonet.kv.prefix.base import PrefixIndex
 from nonet.kv.prefix.hashed import HashedPrefixIndex
 
-__all__ = ["CacheUser", "KVCache", "PrefixHit"]
+__all__ = ["CacheUser", "KVCache", "LeaseHolder", "PrefixHit"]
 
 
 class CacheUser(Protocol):
@@ -46,6 +47,18 @@ class CacheUser(Protocol):
     @property
     def can_hit(self) -> bool:
         """False for a sequence that must compute each of its tokens."""
+        ...
+
+
+class LeaseHolder(CacheUser, Protocol):
+    """What the cache reads of a sequence whose prompt, or beginnings of it, shall stay."""
+
+    num_cached: int | None  # tokens that it found in the cache
+    num_leased: list[int]
+
+    @property
+    def leases(self) -> tuple[PrefixLease, ...]:
+        """From the shortest beginning to the longest."""
         ...
 
 
@@ -87,6 +100,7 @@ class KVCache:
         *,
         index: PrefixIndex | None = None,
         evictor: Evictor | None = None,
+        max_leased: int = 0,
     ) -> None:
         self.groups = groups
         self.num_blocks = num_blocks
@@ -94,7 +108,7 @@ class KVCache:
         self.prefix_cache = prefix_cache
         self._index = index if index is not None else HashedPrefixIndex(len(groups), block_size)
         self.pool = BlockPool(
-            num_blocks, evictor if evictor is not None else LruEvictor(), self._index
+            num_blocks, evictor if evictor is not None else LruEvictor(), self._index, max_leased
         )
         self._windows = [(g, group.window) for g, group in enumerate(groups) if group.window]
         self._full = [g for g, group in enumerate(groups) if not group.window]
@@ -108,17 +122,20 @@ class KVCache:
     @property
     def usage(self) -> float:
         """Share of the blocks that sequences hold."""
-        return 1.0 - self.pool.num_free / self.num_blocks
+        return 1.0 - (self.pool.num_free + self.pool.leases.num_idle) / self.num_blocks
+
+    @property
+    def num_leased(self) -> int:
+        """Blocks under a lease, read by sequences or not."""
+        return len(self.pool.leases)
 
     def max_sequence_tokens(self) -> int:
-        """Most tokens that one sequence can compute, one at a time, when it has the pool to itself."""
+        """Most tokens that one sequence can compute, one at a time, when it has all but the leased blocks to itself."""
+        num_blocks = self.num_blocks - self.pool.leases.max_blocks
         low, high = 0, 2**31  # no bound where every group has a window
         while low < high:
             middle = (low + high + 1) // 2
-            if (
-                sum(self._most_live(g, middle, 1) for g in range(len(self.groups)))
-                <= self.num_blocks
-            ):
+            if sum(self._most_live(g, middle, 1) for g in range(len(self.groups))) <= num_blocks:
                 low = middle
             else:
                 high = middle - 1
@@ -216,6 +233,22 @@ class KVCache:
                     self.pool.publish(table[i], g, keys[i])
         held.num_published = num_full
 
+    def end_leases(self, now: float) -> None:
+        """Time is `now`. Blocks whose lease has run out become free only here, so free blocks grow at known moments."""
+        self.pool.end_leases(now)
+
+    def grant_leases(self, seq: LeaseHolder) -> None:
+        """Lease, of the beginnings that the sequence asks for, those that are computed by now and committed.
+
+        `num_leased` gets an entry for each: how many tokens this sequence computed that are now kept and were not
+        before. A beginning is leased whole or, for want of room, not at all. Of a window only what the next token
+        sees is leased: nothing else is needed to begin there.
+        """
+        for lease in seq.leases[len(seq.num_leased) :]:
+            if lease.num_tokens > seq.num_computed:
+                return
+            seq.num_leased.append(self._lease(seq, lease))
+
     def truncate(self, seq: CacheUser, num_tokens: int) -> None:
         """Free the blocks past the first `num_tokens` tokens, after drafts were rejected."""
         held = self._held[seq.seq_id]
@@ -266,6 +299,22 @@ class KVCache:
                 for block_id in filter(None, table):
                     references[block_id] = references.get(block_id, 0) + 1
         return problems + self.pool.check_integrity(references)
+
+    def _lease(self, seq: LeaseHolder, lease: PrefixLease) -> int:
+        """Lease one beginning; the tokens that are newly kept."""
+        length = lease.num_tokens // self.block_size
+        keys = seq.cache_keys[:length]
+        if not self.prefix_cache or self._longest_hit(keys, length) < length:
+            return 0
+        blocks = [self._hit_blocks(g, keys, length) for g in range(len(self.groups))]
+        first = (seq.num_cached or 0) // self.block_size
+        new = [
+            i
+            for i in range(first, length)
+            if any(table[i] and table[i] not in self.pool.leases for table in blocks)
+        ]
+        wanted = [block_id for table in blocks for block_id in table if block_id]
+        return len(new) * self.block_size if self.pool.lease(wanted, lease.ttl_s) else 0
 
     def _most_hit_blocks(self, seq: CacheUser) -> int:
         return (len(seq.token_ids) - 1) // self.block_size

@@ -151,6 +151,7 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to run before a result comes in or a request."""
+        self._kv.end_leases(now)
         step = self._planner.fill(self._next_step_id, now)
         self._preemptions += step.num_preempted + step.num_displaced
         if not step.rows:
@@ -208,6 +209,7 @@ class Scheduler:
             kv_usage=self._kv.usage,
             blocks_free=self._kv.num_free,
             blocks_total=self._kv.num_blocks,
+            blocks_leased=self._kv.num_leased,
             steps=self._steps,
             step_tokens=self._step_tokens,
             preemptions=self._preemptions,
@@ -312,6 +314,8 @@ class Scheduler:
             seq.num_planned = seq.num_computed
             self._kv.truncate(seq, seq.num_computed)
         self._kv.commit(seq)
+        if len(seq.num_leased) < len(seq.leases):
+            self._kv.grant_leases(seq)
         if seq.followers:
             self._roster.share_prompt(seq)
         if ending is not None:
@@ -355,9 +359,10 @@ class Scheduler:
         if logprobs is not None:
             logprobs = logprobs[: len(token_ids)]
         prompt_logprobs, num_cached = None, 0
+        num_leased: list[int] = []
         if not seq.has_reported:
             seq.has_reported = True
-            num_cached = seq.num_cached or 0
+            num_cached, num_leased = seq.num_cached or 0, seq.num_leased
             if seq.index == 0:
                 self._prompt_tokens += seq.num_prompt
             if seq.prompt_logprobs is not None and not seq.wants_prompt_logprobs:
@@ -373,6 +378,7 @@ class Scheduler:
                 stop_token_id=stop_token_id,
                 error=error,
                 num_cached=num_cached,
+                num_leased=num_leased,
             )
         )
 

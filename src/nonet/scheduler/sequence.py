@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from nonet.core.outputs import TokenLogprob
-from nonet.core.request import Request
+from nonet.core.request import PrefixLease, Request
 
 __all__ = ["RequestState", "Sequence", "Status"]
 
@@ -64,6 +64,9 @@ class Sequence:
     num_planned: int = 0
     kv_len: tuple[int, ...] | None = None
     num_cached: int | None = None  # of the first admission
+    num_leased: list[int] = field(
+        default_factory=list
+    )  # an entry for each lease that was dealt with
     num_unread: int = 0  # samples of steps in flight
     num_in_flight: int = 0  # rows of steps in flight
     last_step: int = -1  # the newest step it has a row in
@@ -93,6 +96,10 @@ class Sequence:
     @property
     def cache_salt(self) -> str:
         return self.request.cache_salt
+
+    @property
+    def leases(self) -> tuple[PrefixLease, ...]:
+        return self.request.leases
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nonet.core.errors import NonetError, UnavailableError
 from nonet.gateway.cache.exact import ExactCache
 from nonet.server import health
+from nonet.server.anthropic.messages import count_tokens, create_message
 from nonet.server.auth import OPEN_PATHS
 from nonet.server.call import Call, Endpoint, header
 from nonet.server.errors import route_error
@@ -34,6 +35,8 @@ logger = logging.getLogger("nonet.server")
 ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
+    ("POST", "/v1/messages", create_message),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),
     ("GET", "/v1/usage", usage),
@@ -75,7 +78,9 @@ class _Door:
         try:
             state.hosts.check(header(scope, b"host"))
             if not is_probe:
-                call.tenant = state.keys.tenant_of(header(scope, b"authorization"))
+                call.tenant = state.keys.tenant_of(
+                    header(scope, b"authorization"), header(scope, b"x-api-key")
+                )
                 if state.is_draining:
                     raise UnavailableError("the server is shutting down; try another")
         except NonetError as error:
@@ -107,8 +112,9 @@ class _Door:
 async def _unrouted(request: Request, error: Exception) -> Response:
     """No such route, or not with this method."""
     assert isinstance(error, HTTPException)
-    answer = route_error(error.status_code, request.scope["path"])
     call: Call = request.scope["nonet.call"]
+    path = request.scope["path"]
+    answer = route_error(error.status_code, path, call.dialect, call.request_id)
     call.began(answer.status)
     headers = {key.decode(): value.decode() for key, value in answer.headers}
     headers |= {"content-type": "application/json", "x-request-id": call.request_id}

@@ -36,23 +36,28 @@ class KeyRing:
     def is_empty(self) -> bool:
         return not self._digests
 
-    def tenant_of(self, authorization: str | None) -> str:
+    def tenant_of(self, authorization: str | None, x_api_key: str | None = None) -> str:
         """The hash that names the caller, "" without keys; AuthenticationError for anybody else.
 
-        `authorization` is the header as HTTP has it: bytes read as Latin-1, so that any key can be written.
+        The key comes in either header; `authorization` counts where both are given. Both are as HTTP has them: bytes
+        read as Latin-1, so that any key can be written.
 
         Each stored hash is compared, in constant time, so that the time taken tells nothing about the keys.
         """
         if self.is_empty:
             return ""
-        if authorization is None:
-            raise AuthenticationError("no API key was given; send 'Authorization: Bearer <key>'")
-        scheme, _, key = authorization.partition(" ")
+        if authorization is None and x_api_key is None:
+            raise AuthenticationError(
+                "no API key was given; send 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
+            )
+        scheme, key = "bearer", x_api_key or ""
+        if authorization is not None:
+            scheme, _, key = authorization.partition(" ")
         digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise AuthenticationError(
-                "the API key is not known; check 'Authorization: Bearer <key>'"
+                "the API key is not known; check 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
             )
         return digest.hex()
 

@@ -18,7 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from nonet.core import limits
 from nonet.core.errors import InvalidRequestError, RequestTooLargeError, UserError
 from nonet.gateway.answer import Ask, Caller, Reply
-from nonet.server.errors import answer_of, event_of
+from nonet.server.dialect import Dialect, dialect_of
+from nonet.server.errors import answer_of
 from nonet.server.limits import maximum
 from nonet.server.protocol import ABORT_EXTENSION
 from nonet.server.sse import EventStream
@@ -50,6 +51,7 @@ class Call:
     def __init__(self, scope: Scope, receive: Receive, send: Send, state: ServerState) -> None:
         self.scope = scope
         self.state = state
+        self.dialect = dialect_of(scope["path"], header(scope, b"anthropic-version"))
         self.tenant = ""  # the hash of the key, set once it was checked
         self.request_id = _request_id(header(scope, b"x-request-id"))
         self._receive = receive
@@ -109,7 +111,7 @@ class Call:
                 "headers": [
                     (b"content-type", content_type),
                     (b"content-length", str(len(body)).encode()),
-                    (b"x-request-id", self.request_id.encode()),
+                    *self._id_headers(),
                     *headers,
                 ],
             }
@@ -121,14 +123,14 @@ class Call:
         if self.status:
             self.cut()
             return
-        answer = answer_of(error)
+        answer = answer_of(error, self.dialect, self.request_id)
         await self.respond_bytes(answer.body, status=answer.status, headers=answer.headers)
 
     def event_stream(self) -> EventStream:
         """A stream whose unsent bytes are those that wait in the gateway's reply."""
         return EventStream(
             self._send,
-            ((b"x-request-id", self.request_id.encode()),),
+            self._id_headers(),
             lambda: self.reply.pending_bytes() if self.reply is not None else 0,
             self.cut,
         )
@@ -147,6 +149,13 @@ class Call:
         """The head of the answer goes out."""
         self.status = status
         self.state.metrics.responded(status)
+
+    def _id_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The request id, under each name that the client may look for."""
+        value = self.request_id.encode()
+        if self.dialect is Dialect.ANTHROPIC:
+            return ((b"x-request-id", value), (b"request-id", value))
+        return ((b"x-request-id", value),)
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -257,11 +266,6 @@ def header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return bytes(value).decode("latin-1")
     return None
-
-
-def error_event(error: Exception) -> bytes:
-    """The error object as one event."""
-    return b"data: " + event_of(error) + b"\n\n"
 
 
 def _request_id(given: str | None) -> str:

@@ -18,7 +18,6 @@ from starlette.types import Send
 __all__ = ["EventStream", "StreamGuard"]
 
 GUARD_INTERVAL_S = 0.5
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -60,11 +59,11 @@ class EventStream:
         await self.write(KEEP_ALIVE)
 
     async def finish(self, events: bytes = b"") -> None:
-        """The last events and the end mark."""
+        """The last events; the dialect's own mark of the end is among them."""
         if not self.is_started:
             await self._start()
         self.blocked_since_s = time.monotonic()
-        await self._send({"type": "http.response.body", "body": events + DONE, "more_body": False})
+        await self._send({"type": "http.response.body", "body": events, "more_body": False})
         self.blocked_since_s = None
 
     async def _start(self) -> None:

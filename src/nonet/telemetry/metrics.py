@@ -33,6 +33,7 @@ GAUGES = (
     ("nonet_kv_usage", "vllm:kv_cache_usage_perc", "Fraction of KV blocks in use, 0 to 1"),
     ("nonet_kv_blocks_free", None, "KV blocks that nobody holds"),
     ("nonet_kv_blocks", None, "KV blocks in all"),
+    ("nonet_kv_blocks_leased", None, "KV blocks that prompt caching keeps"),
 )
 COUNTERS = (
     ("nonet_steps", None, "Steps of the engine"),
@@ -160,6 +161,7 @@ class _EngineReadings(Collector):
             "nonet_kv_usage": stats.kv_usage,
             "nonet_kv_blocks_free": stats.blocks_free,
             "nonet_kv_blocks": stats.blocks_total,
+            "nonet_kv_blocks_leased": stats.blocks_leased,
             "nonet_steps": stats.steps,
             "nonet_step_tokens": stats.step_tokens,
             "nonet_preemptions": stats.preemptions,

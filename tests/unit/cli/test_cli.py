@@ -18,7 +18,7 @@ ENGINE = {
     "--seed", "--block-size", "--num-blocks", "--memory-fraction", "--memory-gib", "--prefix-cache",
     "--kv-reservation", "--policy", "--batching",
     "--max-num-seqs", "--max-tokens-per-step", "--chunked-prefill", "--max-waiting", "--device", "--kernels",
-    "--recording", "--threads", "--config",
+    "--recording", "--threads", "--config", "--lease-fraction",
 }  # fmt: skip
 SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.gateway_fakes import ScriptedEngine, ask, pipeline, read, site, text, tiny_tokenizer
 
 from nonet.core.errors import NonetError
-from nonet.core.request import Request
+from nonet.core.grammar import Grammar
+from nonet.core.request import PrefixLease, Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.gateway.answer import Ask, CacheWishes, Caller, Conversation
 from nonet.gateway.cache import key as key_module
@@ -68,11 +69,11 @@ def flips() -> dict[str, Ask]:
         "n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1,
         "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {1: 2.0}, "seed": 7, "max_tokens": 9,
         "min_tokens": 1, "stop": ["x"], "stop_token_ids": [3], "include_stop_str_in_output": True, "ignore_eos": True,
-        "skip_special_tokens": False, "logprobs": 0, "prompt_logprobs": 1,
+        "skip_special_tokens": False, "logprobs": 0, "prompt_logprobs": 1, "grammar": Grammar("json_object"),
     }  # fmt: skip
     fields: dict[str, Any] = {
         "request_id": "b-0", "prompt_ids": [1, 2], "eos_ids": (5,), "priority": 3, "cache_salt": "s",
-        "adapter_id": "lora", "service_class": "batch",
+        "adapter_id": "lora", "service_class": "batch", "leases": (PrefixLease(2, 300.0),),
     }  # fmt: skip
     found: dict[str, Ask] = {}
 

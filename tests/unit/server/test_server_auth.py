@@ -20,6 +20,16 @@ def test_keys_are_kept_hashed() -> None:
             ring.tenant_of(given)
 
 
+def test_a_key_may_come_in_the_other_header() -> None:
+    ring = KeyRing(["a", "b"])
+    assert (
+        ring.tenant_of(None, "a") == ring.tenant_of("Bearer a") == ring.tenant_of("Bearer a", "b")
+    )
+    for given in ((None, ""), (None, "c"), ("Bearer c", "a"), ("", "a")):
+        with pytest.raises(AuthenticationError):
+            ring.tenant_of(*given)
+
+
 def test_tenants_differ_by_key() -> None:
     ring = KeyRing(["a", "b"])
     assert ring.tenant_of("Bearer a") != ring.tenant_of("Bearer b")

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from nonet.core import errors
+from nonet.server.dialect import Dialect
 from nonet.server.errors import answer_of, event_of, route_error
 
 STATUSES = {
@@ -30,6 +31,17 @@ STATUSES = {
     "EngineDeadError": 503,
 }
 
+# The published table of types.
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
 
 def test_every_error_is_listed() -> None:
     tree = {
@@ -50,6 +62,17 @@ def test_status(name: str) -> None:
     assert ("what went wrong" in body["message"]) is (answer.status != 500)
     assert (b"retry-after" in dict(answer.headers)) is (answer.status in (429, 503))
     assert event_of(error) == answer.body
+
+
+@pytest.mark.parametrize("name", sorted(STATUSES))
+def test_status_in_the_other_dialect(name: str) -> None:
+    error = getattr(errors, name)("what went wrong")
+    answer = answer_of(error, Dialect.ANTHROPIC, "req-1")
+    assert (answer.status, answer.headers) == (answer_of(error).status, answer_of(error).headers)
+    body = orjson.loads(answer.body)
+    assert (body["type"], body["request_id"]) == ("error", "req-1")
+    assert body["error"]["type"] == ANTHROPIC_TYPES[answer.status]
+    assert ("what went wrong" in body["error"]["message"]) is (answer.status != 500)
 
 
 def test_foreign_errors_and_odd_text() -> None:

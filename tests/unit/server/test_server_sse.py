@@ -40,7 +40,7 @@ async def test_head_goes_out_with_the_first_event_only() -> None:
     stream = EventStream(send, ((b"x", b"y"),), lambda: 0, lambda: None)
     assert not stream.is_started
     await stream.write(b"data: 1\n\n")
-    await stream.finish()
+    await stream.finish(b"data: [DONE]\n\n")
     assert [message["type"] for message in sent] == [
         "http.response.start",
         "http.response.body",

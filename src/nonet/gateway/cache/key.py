@@ -18,8 +18,9 @@ __all__ = ["NOT_IN_KEY", "ask_key", "is_deterministic"]
 
 VERSION = 1  # of the key and of what is stored under it
 
-# request_id is made by the server for each call; priority and service_class say when a request runs, not what it says.
-NOT_IN_KEY = frozenset({"request_id", "priority", "service_class"})
+# request_id is made by the server for each call; priority and service_class say when a request runs, leases what stays
+# of its prompt: none says what the answer is.
+NOT_IN_KEY = frozenset({"leases", "priority", "request_id", "service_class"})
 
 
 def ask_key(ask: Ask, fingerprint: bytes) -> bytes:

@@ -9,24 +9,26 @@ from typing import Any
 
 import orjson
 
-from nonet.core.errors import InvalidRequestError
+from nonet.core.errors import InvalidRequestError, NonetError
 from nonet.core.limits import check
 from nonet.gateway.answer import Conversation
 from nonet.server.call import Call
-from nonet.server.generation import ChoiceText, Generation
+from nonet.server.delivery import send_stream, send_whole
+from nonet.server.generation import ChoiceText, Generation, Usage
 from nonet.server.limits import check_choices
-from nonet.server.openai.delivery import send_stream, send_whole
+from nonet.server.openai.events import completion_usage, stream_ending, stream_failure
 from nonet.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from nonet.server.openai.messages import check_tools, template_messages
 from nonet.server.openai.sampling import (
     check_common,
-    engine_requests,
     sampling_params,
+    terms_of,
     tier_field,
     wants_usage,
 )
 from nonet.server.openai.schemas import ChatRequest
 from nonet.server.prompts import check_fits, encode_text, render_chat
+from nonet.server.requests import engine_requests
 from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["chat_completions"]
@@ -52,7 +54,7 @@ async def chat_completions(call: Call) -> None:
     prompt_ids = await encode_text(call.state, text, "messages", add_special=False)
     check_fits(model, prompt_ids, params.max_tokens, "messages")
     name = f"chatcmpl-{uuid.uuid4().hex}"
-    requests = engine_requests(call, name, [prompt_ids], params, body)
+    requests = engine_requests(call, name, [prompt_ids], params, terms_of(body))
     generation = Generation(
         call,
         requests,
@@ -61,7 +63,7 @@ async def chat_completions(call: Call) -> None:
     )
     if body.stream:
         shape = _ChatChunks(call, body, name, prompt_ids, generation.num_choices)
-        await send_stream(call, generation, shape, with_usage=wants_usage(body))
+        await send_stream(call, generation, shape)
         return
     await send_whole(
         call,
@@ -126,7 +128,7 @@ def _whole(
             }
             for choice in choices
         ],
-        "usage": generation.usage.as_json(),
+        "usage": completion_usage(generation.usage),
         **tier_field(body),
     }
     if body.prompt_logprobs is not None:
@@ -163,7 +165,7 @@ class _ChatChunks:
         usage = b',"usage":null' if self._tail else b""
         self._after = b'},"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
 
-    def opening(self) -> bytes:
+    def opening(self, usage: Usage) -> bytes:
         """The role of each choice; the first chunk also carries the prompt's token ids when asked for."""
         extra = {"prompt_token_ids": self._prompt_ids} if self._body.return_token_ids else {}
         events = [
@@ -206,8 +208,11 @@ class _ChatChunks:
             extra["prompt_logprobs"] = prompt_logprobs(self._tokenizer, piece.prompt_logprobs)
         return self._chunk([choice], extra)
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        return b"data: " + orjson.dumps({**self._head, "choices": [], "usage": usage}) + b"\n\n"
+    def ending(self, usage: Usage) -> bytes:
+        return stream_ending(self._head, usage if wants_usage(self._body) else None)
+
+    def failure(self, error: NonetError) -> bytes:
+        return stream_failure(error)
 
     def _chunk(self, choices: list[dict[str, Any]], extra: dict[str, Any]) -> bytes:
         body = {**self._head, "choices": choices, **self._tail, **extra}

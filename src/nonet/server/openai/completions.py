@@ -11,22 +11,24 @@ from typing import Any
 import msgspec
 import orjson
 
-from nonet.core.errors import InvalidRequestError
+from nonet.core.errors import InvalidRequestError, NonetError
 from nonet.core.limits import check
 from nonet.server.call import Call
-from nonet.server.generation import ChoiceText, Generation
+from nonet.server.delivery import send_stream, send_whole
+from nonet.server.generation import ChoiceText, Generation, Usage
 from nonet.server.limits import check_choices, check_length, check_token_ids
-from nonet.server.openai.delivery import send_stream, send_whole
+from nonet.server.openai.events import completion_usage, stream_ending, stream_failure
 from nonet.server.openai.logprobs import CompletionLogprobs, prompt_logprobs
 from nonet.server.openai.sampling import (
     check_common,
-    engine_requests,
     sampling_params,
+    terms_of,
     tier_field,
     wants_usage,
 )
 from nonet.server.openai.schemas import CompletionRequest
 from nonet.server.prompts import check_fits, encode_text
+from nonet.server.requests import engine_requests
 
 __all__ = ["completions"]
 
@@ -57,11 +59,12 @@ async def completions(call: Call) -> None:
     for prompt in prompts:
         check_fits(model, prompt.ids, params.max_tokens, "prompt")
     name = f"cmpl-{uuid.uuid4().hex}"
-    requests = engine_requests(call, name, [prompt.ids for prompt in prompts], params, body)
+    ids = [prompt.ids for prompt in prompts]
+    requests = engine_requests(call, name, ids, params, terms_of(body))
     shape = _CompletionShape(call, body, name, prompts, params.n)
     generation = Generation(call, requests, received_s, shape.echoed())
     if body.stream:
-        await send_stream(call, generation, shape, with_usage=wants_usage(body))
+        await send_stream(call, generation, shape)
     else:
         await send_whole(call, generation, lambda choices: shape.whole(choices, generation))
 
@@ -140,7 +143,7 @@ class _CompletionShape:
             return None
         return [len(self._echo(prompt)) for prompt in self._prompts]
 
-    def opening(self) -> bytes:
+    def opening(self, usage: Usage) -> bytes:
         return b""
 
     def piece(self, piece: ChoiceText) -> bytes:
@@ -152,14 +155,17 @@ class _CompletionShape:
         body = {**self._head, "choices": [self._choice(piece)], **self._tail}
         return b"data: " + orjson.dumps(body) + b"\n\n"
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        return b"data: " + orjson.dumps({**self._head, "choices": [], "usage": usage}) + b"\n\n"
+    def ending(self, usage: Usage) -> bytes:
+        return stream_ending(self._head, usage if wants_usage(self._body) else None)
+
+    def failure(self, error: NonetError) -> bytes:
+        return stream_failure(error)
 
     def whole(self, choices: Sequence[ChoiceText], generation: Generation) -> dict[str, Any]:
         return {
             **self._head,
             "choices": [self._choice(choice) for choice in choices],
-            "usage": generation.usage.as_json(),
+            "usage": completion_usage(generation.usage),
         }
 
     def _choice(self, piece: ChoiceText) -> dict[str, Any]:

@@ -1,18 +1,28 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""GET /v1/models and /v1/models/{id}: one answer in which clients of either dialect find their fields."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from nonet.server.call import Call
-from nonet.server.openai.sampling import check_model
+from nonet.server.requests import check_model
 from nonet.server.state import ServedModel
 
 __all__ = ["list_models", "show_model"]
 
 
 async def list_models(call: Call) -> None:
-    await call.respond({"object": "list", "data": [_card(call.state.model)]})
+    cards = [_card(call.state.model)]
+    await call.respond(
+        {
+            "object": "list",
+            "data": cards,
+            "has_more": False,
+            "first_id": cards[0]["id"],
+            "last_id": cards[-1]["id"],
+        }
+    )
 
 
 async def show_model(call: Call) -> None:
@@ -29,4 +39,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "root": model.name,
         "parent": None,
         "max_model_len": model.max_model_len,
+        "type": "model",
+        "display_name": model.name,
+        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
     }

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from nonet.core.errors import InvalidRequestError, NotFoundError
+from nonet.core.errors import InvalidRequestError
 from nonet.core.limits import check
 from nonet.core.model_spec import GenerationDefaults
-from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.service_class import SERVICE_CLASSES, ServiceClass
-from nonet.server.call import Call
 from nonet.server.limits import check_length
 from nonet.server.openai.schemas import SamplingFields
 from nonet.server.prompts import check_text
+from nonet.server.requests import Terms, check_model
 from nonet.server.state import ServedModel
 
 __all__ = [
     "check_common",
-    "check_model",
-    "engine_requests",
     "sampling_params",
     "service_class",
+    "terms_of",
     "tier_field",
     "wants_usage",
 ]
@@ -35,14 +33,6 @@ TIERS: dict[str, ServiceClass] = {
     "flex": "batch",
     **{name: name for name in SERVICE_CLASSES},
 }
-
-
-def check_model(given: str | None, model: ServedModel) -> None:
-    """NotFoundError when another model is asked for."""
-    if given is None or given == model.name:
-        return
-    check_length("model", len(given), "model")
-    raise NotFoundError(f"no model {given!r} is served here; this server has {model.name!r}")
 
 
 def check_common(body: SamplingFields, model: ServedModel) -> None:
@@ -75,6 +65,14 @@ def service_class(tier: str | None) -> ServiceClass:
             f"service_tier is {tier!r}; give one of {', '.join(TIERS)}", "service_tier"
         )
     return TIERS[tier]
+
+
+def terms_of(body: SamplingFields) -> Terms:
+    return Terms(
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        service_class=service_class(body.service_tier),
+    )
 
 
 def tier_field(body: SamplingFields) -> dict[str, str]:
@@ -116,25 +114,6 @@ def sampling_params(
     )
     params.verify(model.vocab_size)
     return params
-
-
-def engine_requests(
-    call: Call, name: str, prompts: list[list[int]], params: SamplingParams, body: SamplingFields
-) -> list[Request]:
-    """One request per prompt. A tenant's key separates its cached prefixes from those of others."""
-    salt = body.cache_salt or ""
-    return [
-        Request(
-            request_id=f"{name}-{number}",
-            prompt_ids=prompt_ids,
-            params=params,
-            eos_ids=call.state.model.eos_ids,
-            priority=body.priority or 0,
-            service_class=service_class(body.service_tier),
-            cache_salt=f"{call.tenant}/{salt}" if call.tenant or salt else "",
-        )
-        for number, prompt_ids in enumerate(prompts)
-    ]
 
 
 def _stops(stop: str | list[str] | None) -> list[str]:

@@ -6,9 +6,9 @@ from nonet.core.errors import InvalidRequestError
 from nonet.server.call import Call
 from nonet.server.limits import check_depth, check_length, check_token_ids
 from nonet.server.openai.messages import template_messages
-from nonet.server.openai.sampling import check_model
 from nonet.server.openai.schemas import DetokenizeRequest, TokenizeRequest
 from nonet.server.prompts import encode_text, off_loop, render_chat
+from nonet.server.requests import check_model
 
 __all__ = ["detokenize", "tokenize"]
 

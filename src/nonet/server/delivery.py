@@ -7,30 +7,38 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from nonet.core.errors import NonetError
-from nonet.server.call import Call, error_event
-from nonet.server.generation import ChoiceText, Generation
+from nonet.server.call import Call
+from nonet.server.generation import ChoiceText, Generation, Usage
 
-__all__ = ["ChunkShape", "send_stream", "send_whole"]
+__all__ = ["StreamShape", "send_stream", "send_whole"]
 
 
-class ChunkShape(Protocol):
-    """Builds the events of one stream; each is a complete `data: ...` block or b""."""
+class StreamShape(Protocol):
+    """Builds the events of one stream; each is a complete block, or b"" where there is nothing to say."""
 
-    def opening(self) -> bytes: ...
+    def opening(self, usage: Usage) -> bytes:
+        """What goes before the first piece; `usage` counts that piece already."""
+        ...
+
     def piece(self, piece: ChoiceText) -> bytes: ...
-    def usage(self, usage: dict[str, object]) -> bytes: ...
+
+    def ending(self, usage: Usage) -> bytes:
+        """What follows the last piece, the mark of the end included."""
+        ...
+
+    def failure(self, error: NonetError) -> bytes:
+        """Instead of `ending`, when the answer cannot be completed."""
+        ...
 
 
-async def send_stream(
-    call: Call, generation: Generation, shape: ChunkShape, *, with_usage: bool
-) -> None:
+async def send_stream(call: Call, generation: Generation, shape: StreamShape) -> None:
     """Events as the engine steps; one write for all choices of a step.
 
     Nothing is sent before the first text, so that a rejection is still a status; a long silence sends the head early.
     """
     stream = call.event_stream()
     idle_s = call.state.config.keep_alive_s
-    opening = shape.opening()
+    is_open = False
     with call.state.guard.watch(stream):
         async with call.while_connected(), contextlib.aclosing(generation.pieces(idle_s)) as steps:
             try:
@@ -38,18 +46,17 @@ async def send_stream(
                     if not pieces:
                         await stream.keep_alive()
                         continue
-                    events = b"".join([shape.piece(piece) for piece in pieces])
-                    if opening:
-                        events, opening = opening + events, b""
+                    events = b"" if is_open else shape.opening(generation.usage)
+                    is_open = True
+                    events += b"".join([shape.piece(piece) for piece in pieces])
                     if events:
                         await stream.write(events)
             except NonetError as error:
                 if not stream.is_started:
                     raise
-                await stream.finish(error_event(error))
+                await stream.finish(shape.failure(error))
                 return
-            last = shape.usage(generation.usage.as_json()) if with_usage else b""
-            await stream.finish(last)
+            await stream.finish(shape.ending(generation.usage))
 
 
 async def send_whole(

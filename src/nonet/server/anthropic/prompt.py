@@ -1,0 +1,81 @@
+"""From a body of the Messages API to the token ids that the model continues, and to what of them is to stay cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nonet.core.errors import InvalidRequestError
+from nonet.core.request import PrefixLease
+from nonet.server.anthropic.breakpoints import marks_of
+from nonet.server.anthropic.conversation import continued_text, template_messages, template_tools
+from nonet.server.anthropic.schemas import Prompt, Thinking
+from nonet.server.prompt_cache import find_leases
+from nonet.server.prompts import encode_text, render_chat
+from nonet.server.requests import check_model
+from nonet.server.state import ServerState
+
+__all__ = ["MessagePrompt", "leases_of", "message_prompt"]
+
+THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePrompt:
+    """A conversation as the model reads it."""
+
+    messages: list[dict[str, Any]]  # in OpenAI's form
+    text: str
+    ids: list[int]
+
+
+async def message_prompt(state: ServerState, body: Prompt) -> MessagePrompt:
+    """System prompt, tools and messages as the model's template writes them.
+
+    A last message of the assistant is left open, so that the answer goes on where it ends.
+    """
+    check_model(body.model, state.model)
+    messages = template_messages(body.system, body.messages)
+    begun = continued_text(body.messages)
+    text = await render_chat(
+        state,
+        messages,
+        tools=template_tools(body),
+        template_kwargs=_template_kwargs(body.thinking),
+        add_generation_prompt=begun is None,
+    )
+    if begun is not None:
+        text = _left_open(text, begun.strip())
+    ids = await encode_text(state, text, "messages", add_special=False)
+    return MessagePrompt(messages, text, ids)
+
+
+async def leases_of(
+    state: ServerState, body: Prompt, prompt: MessagePrompt
+) -> tuple[PrefixLease, ...]:
+    """What the body's cache_control asks for."""
+    kwargs = _template_kwargs(body.thinking)
+    return await find_leases(state, marks_of(body), prompt.text, prompt.ids, kwargs)
+
+
+def _template_kwargs(thinking: Thinking | None) -> dict[str, Any]:
+    if thinking is None:
+        return {}
+    if thinking.type not in THINKING:
+        raise InvalidRequestError(
+            f"thinking has type {thinking.type[:50]!r}; allowed: {', '.join(sorted(THINKING))}",
+            "thinking",
+        )
+    return {"enable_thinking": THINKING[thinking.type]}
+
+
+def _left_open(text: str, begun: str) -> str:
+    """The prompt up to the end of the last message, without what the template closes it with."""
+    at = text.rfind(begun)
+    if at < 0:
+        raise InvalidRequestError(
+            "the model's chat template rewrites the last assistant message, so it cannot be continued; "
+            "end with a user message",
+            "messages",
+        )
+    return text[: at + len(begun)]
