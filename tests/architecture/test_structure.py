@@ -56,6 +56,7 @@ TORCH_FREE = [
 CATALOGUES = [
     "nonet.gateway:LAYERS",
     "nonet.kernels:KERNELS",
+    "nonet.kv.prune:PRUNERS",
     "nonet.models.registry:FAMILIES",
     "nonet.quant.checkpoints:CHECKPOINT_FORMATS",
     "nonet.quant.formats:WEIGHT_FORMATS",

@@ -9,6 +9,7 @@ from nonet.core.errors import OverloadedError, UserError
 from nonet.core.request import PrefixLease, Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.service_class import SERVICE_CLASSES
+from nonet.kv.compaction import CompactionRule
 from tests.simulate.harness import Setup, Simulation
 
 # Steps take no time on the simulation's clock, so nothing is refused; places change hands and waits run out.
@@ -64,7 +65,17 @@ def random_setup(random: Random) -> Setup:
         needs_host_tokens=random.random() < 0.3,
         error_tokens=frozenset({3}) if random.random() < 0.1 else frozenset(),
     )
-    return replace(setup, max_leased=setup.num_blocks // 4)
+    setup = replace(setup, max_leased=setup.num_blocks // 4)
+    if random.random() < 0.4:
+        return replace(setup, compaction=random_compaction(random, setup))
+    return setup
+
+
+def random_compaction(random: Random, setup: Setup) -> CompactionRule:
+    """A rule that most prompts are too long for, with a query window that fits beside the running sequences."""
+    widest = setup.max_tokens - setup.max_num_seqs + 1
+    window = random.choice([size for size in (1, 2, 4) if size <= widest])
+    return CompactionRule(random.choice([window, window + 1, 6]), window)
 
 
 def random_request(random: Random, name: str) -> Request:

@@ -3,16 +3,19 @@
 Its KV memory holds, for each slot, *what* was written there: the group, the adapter and all tokens up to that position.
 A read that finds anything else means that a block was reused, never written, or shared by mistake. Its next token is a
 hash of all tokens and the seed, so whoever generates the same sequence gets the same tokens, whatever the batch.
+
+Where the plan compacts a sequence, it keeps entries drawn by a hash of the tokens, and from then on expects to find
+those and no others; what it stores on top says that it was computed without the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nonet.core.outputs import TokenLogprob
-from nonet.core.step import NewSequence, Row, RowResult, StepPlan, StepResult
+from nonet.core.step import Compaction, NewSequence, Row, RowResult, StepPlan, StepResult
 from nonet.kv.cache import KVCache
 
 VOCAB = 50
@@ -22,9 +25,10 @@ def next_token(token_ids: list[int], seed: int, adapter_id: str) -> int:
     return _hash(f"{token_ids}|{seed}|{adapter_id}") % VOCAB
 
 
-def content(token_ids: list[int], adapter_id: str, cache_salt: str) -> int:
-    """Stands for the keys and values of the last token: they depend on all before it."""
-    return _hash(f"{token_ids}|{adapter_id}|{cache_salt}|kv")
+def content(token_ids: list[int], adapter_id: str, cache_salt: str, pruned_at: int = 0) -> int:
+    """Stands for the keys and values of the last token: they depend on all before it, and on what it could see."""
+    past = pruned_at if pruned_at < len(token_ids) else 0
+    return _hash(f"{token_ids}|{adapter_id}|{cache_salt}|{past}|kv")
 
 
 def logprob_of(token_ids: list[int], position: int) -> TokenLogprob:
@@ -42,6 +46,14 @@ class _Known:
     tables: list[list[int]]
     cache_salt: str
     next_start: int | None = None  # where its next row must begin; None before the first
+    kept: list[int] = field(default_factory=list)  # positions that compaction left, if it did
+
+    @property
+    def pruned_at(self) -> int:
+        return self.new.num_prompt if self.kept else 0
+
+    def content(self, tokens: list[int]) -> int:
+        return content(tokens, self.new.adapter_id, self.cache_salt, self.pruned_at)
 
 
 class FakeRunner:
@@ -71,7 +83,10 @@ class FakeRunner:
         self.flying: deque[tuple[StepResult, list[tuple[int, set[int]]]]] = deque()
         self.salts: dict[int, str] = {}
         self.seeds: dict[int, int] = {}
+        self.max_len = 2**31  # tokens of a sequence
         self.num_accepted = 0
+        self.num_compacted = 0
+        self.num_reused = 0  # blocks that a compaction overwrote
         self.last_step_id = -1
 
     def launch(self, plan: StepPlan) -> None:
@@ -89,12 +104,16 @@ class FakeRunner:
             table = self.known[update.seq_id].tables[update.group]
             assert 0 <= update.start <= len(table), "a hole in a block table"
             table[update.start : update.start + len(update.block_ids)] = update.block_ids
-        outcomes, used = [], []
+        used: list[tuple[int, set[int]]] = []
         for row in plan.rows:
             self._write(row)
         for row in plan.rows:
             used.append((row.seq_id, self._read(row)))
-            outcomes.append(self._sample(row))
+        for compaction in plan.compactions:
+            used.append((compaction.seq_id, self._copy(compaction, plan)))
+        for compaction in plan.compactions:
+            self._mark(compaction)
+        outcomes = [self._sample(row) for row in plan.rows]
         self.flying.append((StepResult(step_id=plan.step_id, rows=outcomes), used))
 
     def collect(self) -> StepResult:
@@ -130,18 +149,20 @@ class FakeRunner:
         reaches_end = stop == len(seq.token_ids)
         assert row.num_samples == (1 + len(row.drafts) if reaches_end else 0)
         assert reaches_end or not row.drafts
+        self._check_compaction(seq, row, stop)
         tokens = seq.token_ids + list(row.drafts)
         size = self.kv.block_size
         for position in range(row.start, stop + len(row.drafts)):
-            value = content(tokens[: position + 1], seq.new.adapter_id, seq.cache_salt)
+            value = seq.content(tokens[: position + 1])
             for group, table in enumerate(seq.tables):
-                assert position // size < len(table), "a write past the block table"
-                block_id = table[position // size]
+                place = self._first_place(row, group) + position - row.start
+                assert place // size < len(table), "a write past the block table"
+                block_id = table[place // size]
                 assert block_id != 0, "a write to the null block"
                 block = self.kv.pool.blocks[block_id]
                 assert block.num_refs == 1, f"block {block_id} is shared and written"
                 assert block.key is None, f"block {block_id} is published and written"
-                self.memory[block_id, position % size] = (group, value)
+                self.memory[block_id, place % size] = (group, value)
 
     def _read(self, row: Row) -> set[int]:
         """Check all that the row's tokens see; returns the blocks looked at."""
@@ -151,15 +172,74 @@ class FakeRunner:
         size, used = self.kv.block_size, set()
         for group, spec in enumerate(self.kv.groups):
             first = 0 if spec.window is None else max(0, row.start - spec.window + 1)
-            for position in range(first, stop):
-                block_id = seq.tables[group][position // size]
-                value = content(tokens[: position + 1], seq.new.adapter_id, seq.cache_salt)
-                assert self.memory.get((block_id, position % size)) == (group, value), (
+            positions = list(range(first, stop))
+            if seq.kept and spec.window is None:
+                positions = [*seq.kept, *range(seq.new.num_prompt, stop)]
+            for place, position in enumerate(positions, start=first):
+                block_id = seq.tables[group][place // size]
+                value = seq.content(tokens[: position + 1])
+                assert self.memory.get((block_id, place % size)) == (group, value), (
                     f"sequence {row.seq_id} at {row.start}: block {block_id} of group {group} "
                     f"does not hold token {position}"
                 )
                 used.add(block_id)
         return used
+
+    def _first_place(self, row: Row, group: int) -> int:
+        return row.start if row.kv_start is None else row.kv_start[group]
+
+    def _check_compaction(self, seq: _Known, row: Row, stop: int) -> None:
+        """A long prompt is computed up to its end, its last tokens together, then compacted, and only then goes on."""
+        rule, end = self.kv.compaction, seq.new.num_prompt
+        length = 0 if rule is None or end <= rule.length else rule.length
+        if seq.kept:
+            assert row.start >= end
+            assert len(seq.kept) == length
+            dropped = [0 if group.window else end - length for group in self.kv.groups]
+            assert row.kv_start == tuple(row.start - count for count in dropped)
+            return
+        assert row.kv_start is None
+        needs_cache = seq.new.params.max_tokens != 1 and end + 1 < self.max_len
+        if rule is not None and length and needs_cache:
+            in_one = range(end - rule.query_window + 1, end)
+            assert row.start not in in_one, "a hit takes part of the query window"
+            assert stop not in in_one, "a chunk takes part of the query window"
+            assert stop <= end, "the cache was not compacted"
+
+    def _copy(self, compaction: Compaction, plan: StepPlan) -> set[int]:
+        """Fill the target blocks, checking that nobody else has them; returns them."""
+        seq, rule, size = self.known[compaction.seq_id], self.kv.compaction, self.kv.block_size
+        (row,) = [row for row in plan.rows if row.seq_id == compaction.seq_id]
+        assert rule is not None
+        assert self.kv.groups[compaction.group].window is None
+        assert row.start + row.num_tokens == seq.new.num_prompt
+        assert row.num_tokens >= rule.query_window, "the query window is not whole"
+        assert compaction.length == rule.length < seq.new.num_prompt
+        assert len(compaction.block_ids) == -(-rule.length // size)
+        table = seq.tables[compaction.group]
+        found = [self.memory[table[p // size], p % size] for p in self._choose(seq)]
+        for block_id in compaction.block_ids:
+            block = self.kv.pool.blocks[block_id]
+            assert block.num_refs == 1, f"block {block_id} is shared and written"
+            assert block.key is None, f"block {block_id} is published and written"
+            self.num_reused += block_id in table
+        for place, value in enumerate(found):
+            self.memory[compaction.block_ids[place // size], place % size] = value
+        return set(compaction.block_ids)
+
+    def _mark(self, compaction: Compaction) -> None:
+        seq = self.known[compaction.seq_id]
+        self.num_compacted += not seq.kept
+        seq.kept = self._choose(seq)
+
+    def _choose(self, seq: _Known) -> list[int]:
+        """Positions that stay: drawn by a hash, and the query window always."""
+        rule, end = self.kv.compaction, seq.new.num_prompt
+        assert rule is not None
+        prompt = seq.token_ids[:end]
+        order = sorted(range(end - rule.query_window), key=lambda p: _hash(f"{prompt}|{p}|kept"))
+        window = range(end - rule.query_window, end)
+        return sorted([*order[: rule.length - rule.query_window], *window])
 
     def _sample(self, row: Row) -> RowResult:
         seq = self.known[row.seq_id]

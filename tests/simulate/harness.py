@@ -9,6 +9,7 @@ from nonet.core.clock import FakeClock
 from nonet.core.outputs import SequenceDelta, TokenLogprob
 from nonet.core.request import Request
 from nonet.kv.cache import KVCache
+from nonet.kv.compaction import CompactionRule
 from nonet.scheduler.batching import BATCHINGS
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
@@ -37,6 +38,7 @@ class Setup:
     num_drafts: int = 0
     needs_host_tokens: bool = False
     error_tokens: frozenset[int] = frozenset()
+    compaction: CompactionRule | None = None
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Simulation:
             setup.block_size,
             setup.prefix_cache,
             max_leased=setup.max_leased,
+            compaction=setup.compaction,
         )
         limits = SchedulerLimits(
             max_num_seqs=setup.max_num_seqs,
@@ -96,6 +99,7 @@ class Simulation:
             num_drafts=setup.num_drafts,
             errors=setup.error_tokens,
         )
+        self.runner.max_len = self.scheduler.max_len
         self.requests: dict[str, Request] = {}
         self.streams: dict[tuple[str, int], Stream] = {}
         self.steps = 0

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from nonet.kv.block_pool import BlockPool
-from nonet.kv.cache import CacheUser, KVCache, _Held
+from nonet.kv.cache import KVCache
+from nonet.kv.held import Held
 from nonet.kv.prefix.hashed import HashedPrefixIndex
+from nonet.kv.user import CacheUser
 from nonet.scheduler import planner, scheduler
 from nonet.scheduler.planner import PlannedStep, Planner
 from nonet.scheduler.roster import Roster
@@ -357,7 +359,7 @@ def gone_not_told(patch: pytest.MonkeyPatch) -> None:
 def table_changes_lost(patch: pytest.MonkeyPatch) -> None:
     right = KVCache._change
 
-    def change(self: KVCache, held: _Held, group: int, start: int, stop: int) -> None:
+    def change(self: KVCache, held: Held, group: int, start: int, stop: int) -> None:
         held.changes.clear()
         right(self, held, group, start, stop)
 

@@ -84,8 +84,7 @@ def resolve(
     recording = _recording(config, how.kernels, why)
     block_size = _block_size(config, device, why)
     num_seqs, step_tokens = _step_limits(config, spec, device, why)
-    groups = cache_groups(spec)
-    _say_groups(groups, why)
+    groups = _groups(config, spec, why)
     longest = config.model.max_model_len or spec.max_position
     workspace = workspace_bytes(spec, step_tokens, num_seqs, longest)
     free = _free_bytes(config, machine, device, how.weight_bytes + workspace, dtype, weight_format)
@@ -128,6 +127,7 @@ def _as_given(config: Config) -> dict[str, Any]:
     cache, scheduler = config.cache, config.scheduler
     return {
         "prefix_cache": cache.prefix_cache,
+        "kv_prune": cache.kv_prune,
         "kv_reservation": cache.kv_reservation,
         "policy": scheduler.policy,
         "batching": scheduler.batching,
@@ -204,13 +204,20 @@ def _step_limits(
     return seqs, tokens
 
 
-def _say_groups(groups: tuple[CacheGroup, ...], why: dict[str, str]) -> None:
+def _groups(config: Config, spec: ModelSpec, why: dict[str, str]) -> tuple[CacheGroup, ...]:
+    groups = cache_groups(spec)
     size = max(len(group.layers) for group in groups)
     windows = sorted({group.window for group in groups if group.window is not None})
     kinds = f"windows {windows} and full attention" if windows else "full attention in every layer"
     waste = padded_layers(groups)
     share = f"; {waste} layers of padding" if waste else ""
     why["groups"] = f"{size} layers each: {kinds}{share}"
+    if config.cache.kv_prune is not None and all(group.window for group in groups):
+        raise ConfigError(
+            f"kv_prune is {config.cache.kv_prune}, but every layer of this model has a sliding window and keeps no KV "
+            "beyond it; leave kv_prune out"
+        )
+    return groups
 
 
 def _free_bytes(

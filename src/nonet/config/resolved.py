@@ -54,4 +54,5 @@ class Resolved:
     chunked_prefill: bool
     max_waiting: int
     memory: MemoryPlan
+    kv_prune: str | None = None  # spec string of a KV pruner
     reasons: dict[str, str] = field(default_factory=dict)

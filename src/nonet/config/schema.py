@@ -81,6 +81,12 @@ class CacheConfig:
     lease_fraction: Annotated[
         float, Doc("share of the KV blocks that prompt caching may keep for its clients", 0, 1)
     ] = 0.25
+    kv_prune: Annotated[
+        str | None,
+        Doc(
+            "keep the most useful KV of long prompts (lossy): snapkv:budget=1024,window=32 or recent"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,15 @@ import msgspec
 from nonet.core.outputs import TokenLogprob
 from nonet.core.sampling_params import SamplingParams
 
-__all__ = ["BlockTableUpdate", "NewSequence", "Row", "RowResult", "StepPlan", "StepResult"]
+__all__ = [
+    "BlockTableUpdate",
+    "Compaction",
+    "NewSequence",
+    "Row",
+    "RowResult",
+    "StepPlan",
+    "StepResult",
+]
 
 
 class NewSequence(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +41,19 @@ class BlockTableUpdate(msgspec.Struct, frozen=True, array_like=True):
     seq_id: int
     group: int
     start: int
+    block_ids: list[int]
+
+
+class Compaction(msgspec.Struct, frozen=True, kw_only=True):
+    """After the forward pass, `length` of a sequence's entries in a cache group are copied to the start of `block_ids`.
+
+    The sequence has a row in the step. Which entries, the runner decides, for each layer and KV head by itself. The
+    sequence's table is not changed; a later plan brings the new one.
+    """
+
+    seq_id: int
+    group: int
+    length: int
     block_ids: list[int]
 
 
@@ -61,6 +82,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     new: list[NewSequence] = []
     tables: list[BlockTableUpdate] = []
     gone: list[int] = []
+    compactions: list[Compaction] = []
 
     @property
     def num_tokens(self) -> int:

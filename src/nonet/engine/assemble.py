@@ -21,11 +21,15 @@ from nonet.grammar.base import GrammarCompiler
 from nonet.kernels import KERNELS
 from nonet.kernels.ops import Ops, Recording
 from nonet.kv.cache import KVCache
+from nonet.kv.compaction import CompactionRule
+from nonet.kv.prune import PRUNERS
+from nonet.kv.prune.base import Pruner
 from nonet.kv.storage import KVStorage
 from nonet.models.decoder import Decoder
 from nonet.models.registry import FAMILIES
 from nonet.quant.formats import WEIGHT_FORMATS
 from nonet.runner.batch import StepBuffers
+from nonet.runner.compactor import Compactor
 from nonet.runner.executor import LocalExecutor
 from nonet.runner.runner import Runner
 from nonet.runner.sequences import SequenceTable
@@ -54,6 +58,7 @@ def build_engine(
 ) -> Engine:
     """Load the model and build everything around it. `progress` is called with (layers loaded, all layers)."""
     began = time.monotonic()
+    pruner = None if resolved.kv_prune is None else PRUNERS.build(resolved.kv_prune)
     spec = spec or read_spec(Path(resolved.model_path))
     ops = make_ops(resolved.kernels, resolved.dtype, resolved.device, resolved.threads)
     source = (
@@ -63,14 +68,8 @@ def build_engine(
     )
     model = load_model(source, spec, ops, resolved.weight_format, resolved.max_model_len, progress)
     compiler = make_compiler(resolved, spec)
-    device_side = _device_side(resolved, spec, ops, model, compiler)
-    kv = KVCache(
-        resolved.groups,
-        resolved.num_blocks,
-        resolved.block_size,
-        resolved.prefix_cache,
-        max_leased=resolved.max_leased_blocks,
-    )
+    device_side = _device_side(resolved, spec, ops, model, compiler, pruner)
+    kv = _kv_cache(resolved, pruner)
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
         max_tokens_per_step=resolved.max_tokens_per_step,
@@ -148,8 +147,28 @@ def _compiling(compiler: GrammarCompiler, request: Request) -> Task | None:
     return Task("compiling the grammar", lambda: compiler.compile(grammar))
 
 
+def _kv_cache(resolved: Resolved, pruner: Pruner | None) -> KVCache:
+    rule = None
+    if pruner is not None:
+        needs = pruner.needs
+        rule = CompactionRule(length=needs.budget, query_window=max(1, needs.query_window))
+    return KVCache(
+        resolved.groups,
+        resolved.num_blocks,
+        resolved.block_size,
+        resolved.prefix_cache,
+        max_leased=resolved.max_leased_blocks,
+        compaction=rule,
+    )
+
+
 def _device_side(
-    resolved: Resolved, spec: ModelSpec, ops: Ops, model: Decoder, compiler: GrammarCompiler
+    resolved: Resolved,
+    spec: ModelSpec,
+    ops: Ops,
+    model: Decoder,
+    compiler: GrammarCompiler,
+    pruner: Pruner | None,
 ) -> _DeviceSide:
     storage = KVStorage(spec, resolved.groups, ops, resolved.num_blocks, resolved.block_size)
     max_blocks = -(-resolved.max_model_len // resolved.block_size)
@@ -172,7 +191,8 @@ def _device_side(
     masking = GrammarMask(spec.vocab_size, compiler)
     sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking])
     sequences = SequenceTable(resolved.max_num_seqs, max_blocks, len(resolved.groups))
-    return _DeviceSide(Runner(model, buffers, sequences, sampler, recording), recording)
+    compactor = None if pruner is None else Compactor(pruner, spec, ops, storage)
+    return _DeviceSide(Runner(model, buffers, sequences, sampler, recording, compactor), recording)
 
 
 def _info(

@@ -102,6 +102,13 @@ class BlockPool:
                 self.leases.on_free(block_id)
         return True
 
+    def withdraw(self, block_id: int) -> None:
+        """Make a block's content unfindable: it is about to be overwritten."""
+        block = self.blocks[block_id]
+        if block.key is not None:
+            self._index.remove(block.group, block.key)
+            block.key = None
+
     def count_idle(self, block_ids: Iterable[int]) -> int:
         """How many of these blocks are idle and count as free."""
         return sum(1 for block_id in block_ids if block_id in self._evictor)
@@ -147,8 +154,6 @@ class BlockPool:
 
     def _evict(self) -> int:
         block_id = self._evictor.choose()
-        block = self.blocks[block_id]
-        assert block.key is not None
-        self._index.remove(block.group, block.key)
-        block.key = None
+        assert self.blocks[block_id].key is not None
+        self.withdraw(block_id)
         return block_id

@@ -1,86 +1,32 @@
 """The KV cache as the scheduler sees it: match a prompt, reserve room, commit what was computed, release.
 
-All cache groups share one pool of equal blocks. A sequence has one block table per group, all of the same length:
-entry i stands for tokens [i * block_size, (i + 1) * block_size). In a group with a sliding window, entries that no
-later token can see become the null block; the numbering stays.
+All cache groups share one pool of equal blocks. A sequence has one block table per group: entry i stands for tokens
+[i * block_size, (i + 1) * block_size). In a group with a sliding window, entries that no later token can see become the
+null block; the numbering stays. In a group that was compacted (`kv.compaction`), entry i stands for KV entries of these
+numbers, and the KV entry of a token is its position less those that were left out.
 """
 
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from nonet.config.resolved import CacheGroup
 from nonet.core.request import PrefixLease
-from nonet.core.step import BlockTableUpdate
+from nonet.core.step import BlockTableUpdate, Compaction
 from nonet.kv.block import NULL_BLOCK
 from nonet.kv.block_pool import BlockPool
+from nonet.kv.compaction import CompactionRule, reserve_targets
 from nonet.kv.evict.base import Evictor
 from nonet.kv.evict.lru import LruEvictor
+from nonet.kv.held import Held
 from nonet.kv.prefix.base import PrefixIndex
 from nonet.kv.prefix.hashed import HashedPrefixIndex
+from nonet.kv.user import CacheUser, LeaseHolder, PrefixHit
 
-__all__ = ["CacheUser", "KVCache", "LeaseHolder", "PrefixHit"]
-
-
-class CacheUser(Protocol):
-    """What the cache reads of a sequence.
-
-    `num_computed` tokens are known to be in the cache; `num_planned` will be, once the steps in flight are done.
-    `cache_keys` belongs to the prefix index: kept with the sequence, so that each block is hashed once in its life.
-    """
-
-    seq_id: int
-    token_ids: list[int]
-    num_computed: int
-    num_planned: int
-    cache_keys: list[bytes]
-
-    @property
-    def adapter_id(self) -> str: ...
-
-    @property
-    def cache_salt(self) -> str: ...
-
-    @property
-    def can_hit(self) -> bool:
-        """False for a sequence that must compute each of its tokens."""
-        ...
-
-
-class LeaseHolder(CacheUser, Protocol):
-    """What the cache reads of a sequence whose prompt, or beginnings of it, shall stay."""
-
-    num_cached: int | None  # tokens that it found in the cache
-    num_leased: list[int]
-
-    @property
-    def leases(self) -> tuple[PrefixLease, ...]:
-        """From the shortest beginning to the longest."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixHit:
-    """What `match` found: `blocks[g]` are the first entries of group g's table; `num_idle` of them no one uses now."""
-
-    num_tokens: int
-    blocks: tuple[list[int], ...]
-    num_idle: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """Tables of one sequence."""
-
-    seq_id: int
-    tables: list[list[int]]
-    num_slid: list[int]  # per group, leading entries that a window has left behind
-    slides_at: int  # position from which a window leaves one more entry behind
-    num_published: int = 0  # leading blocks that were offered to the prefix index
-    changes: list[tuple[int, int, int]] = field(default_factory=list)  # group, start, stop
+__all__ = ["KVCache"]
 
 
 class KVCache:
@@ -101,19 +47,21 @@ class KVCache:
         index: PrefixIndex | None = None,
         evictor: Evictor | None = None,
         max_leased: int = 0,
+        compaction: CompactionRule | None = None,
     ) -> None:
         self.groups = groups
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
+        self.compaction = compaction if any(not group.window for group in groups) else None
         self._index = index if index is not None else HashedPrefixIndex(len(groups), block_size)
         self.pool = BlockPool(
             num_blocks, evictor if evictor is not None else LruEvictor(), self._index, max_leased
         )
         self._windows = [(g, group.window) for g, group in enumerate(groups) if group.window]
         self._full = [g for g, group in enumerate(groups) if not group.window]
-        self._held: dict[int, _Held] = {}
-        self._changed: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
+        self._changed: dict[int, Held] = {}
 
     @property
     def num_free(self) -> int:
@@ -129,13 +77,22 @@ class KVCache:
         """Blocks under a lease, read by sequences or not."""
         return len(self.pool.leases)
 
+    @property
+    def compaction_blocks(self) -> int:
+        """Blocks that the compaction of one sequence fills, over all groups."""
+        if self.compaction is None:
+            return 0
+        return len(self._full) * self.compaction.blocks(self.block_size)
+
     def max_sequence_tokens(self) -> int:
-        """Most tokens that one sequence can compute, one at a time, when it has all but the leased blocks to itself."""
+        """Most tokens that one sequence can compute, few at a time, when it has all but the leased blocks to itself."""
+        chunk = self.compaction.query_window if self.compaction else 1
         num_blocks = self.num_blocks - self.pool.leases.max_blocks
         low, high = 0, 2**31  # no bound where every group has a window
         while low < high:
             middle = (low + high + 1) // 2
-            if sum(self._most_live(g, middle, 1) for g in range(len(self.groups))) <= num_blocks:
+            most = sum(self._most_live(g, middle, chunk) for g in range(len(self.groups)))
+            if most <= num_blocks:
                 low = middle
             else:
                 high = middle - 1
@@ -173,14 +130,15 @@ class KVCache:
                 live = len(held.tables[g]) - held.num_slid[g]
             elif hit:
                 live = sum(1 for block_id in hit.blocks[g] if block_id)
-            total += max(0, self._most_live(g, len(seq.token_ids), max_chunk) - live)
+            total += max(0, self._most_held(seq, g, max_chunk) - live)
         return total
 
     def attach(self, seq: CacheUser, hit: PrefixHit) -> None:
         """Give the sequence its tables, starting from a hit that was matched just now."""
         assert seq.seq_id not in self._held, f"sequence {seq.seq_id} already holds tables"
-        held = _Held(
+        held = Held(
             seq.seq_id,
+            self.block_size,
             tables=[list(blocks) for blocks in hit.blocks],
             num_slid=[0] * len(self.groups),
             slides_at=0 if self._windows else sys.maxsize,
@@ -197,8 +155,10 @@ class KVCache:
         """The most of the next `num_tokens` tokens that `reserve` would grant now."""
         held = self._held[seq.seq_id]
         self._slide(held, seq.num_computed)
-        num_blocks = len(held.tables[0]) + self.pool.num_free // len(self.groups)
-        return max(0, min(num_tokens, num_blocks * self.block_size - seq.num_planned))
+        counts = range(1, num_tokens + 1)
+        return bisect_right(
+            counts, self.pool.num_free, key=lambda n: sum(held.missing(seq.num_planned + n))
+        )
 
     def reserve(self, seq: CacheUser, num_tokens: int) -> bool:
         """Room in every group for the next `num_tokens` tokens, drafts included; all or nothing.
@@ -208,28 +168,28 @@ class KVCache:
         """
         held = self._held[seq.seq_id]
         self._slide(held, seq.num_computed)
-        have = len(held.tables[0])
-        missing = -(-(seq.num_planned + num_tokens) // self.block_size) - have
-        if missing <= 0:
-            return True
-        if missing * len(held.tables) > self.pool.num_free:
+        missing = held.missing(seq.num_planned + num_tokens)
+        if sum(missing) > self.pool.num_free:
             return False
-        for g, table in enumerate(held.tables):
-            table += self.pool.allocate(missing)
-            self._change(held, g, have, have + missing)
+        for g, count in enumerate(missing):
+            if count:
+                table = held.tables[g]
+                table += self.pool.allocate(count)
+                self._change(held, g, len(table) - count, len(table))
         return True
 
     def commit(self, seq: CacheUser) -> None:
         """Publish the blocks that are full of computed tokens. All of `token_ids` is final: no drafts among them."""
         held = self._held[seq.seq_id]
         num_full = seq.num_computed // self.block_size
-        if held.num_published >= num_full or not self.prefix_cache:
+        if held.num_published >= num_full or not self.prefix_cache or held.num_dropped is not None:
             return
         keys = seq.cache_keys
         self._index.extend(keys, seq.token_ids, seq.adapter_id, seq.cache_salt)
+        overwritten = held.pending.reused if held.pending else ()
         for i in range(held.num_published, num_full):
             for g, table in enumerate(held.tables):
-                if table[i] != NULL_BLOCK:
+                if table[i] != NULL_BLOCK and table[i] not in overwritten:
                     self.pool.publish(table[i], g, keys[i])
         held.num_published = num_full
 
@@ -252,21 +212,63 @@ class KVCache:
     def truncate(self, seq: CacheUser, num_tokens: int) -> None:
         """Free the blocks past the first `num_tokens` tokens, after drafts were rejected."""
         held = self._held[seq.seq_id]
-        keep, have = -(-num_tokens // self.block_size), len(held.tables[0])
-        if keep >= have:
-            return
-        assert keep >= held.num_published, "a published block cannot be rolled back"
         for g, table in enumerate(held.tables):
-            self.pool.free(reversed(table[keep:]))
-            del table[keep:]
-            self._change(held, g, keep, have)
+            keep, have = held.blocks(g, num_tokens), len(table)
+            if keep < have:
+                assert held.num_dropped or keep >= held.num_published, (
+                    "a published block cannot be rolled back"
+                )
+                self.pool.free(reversed(table[keep:]))
+                del table[keep:]
+                self._change(held, g, keep, have)
+
+    def compact(self, seq: CacheUser) -> list[Compaction] | None:
+        """Blocks for what stays of the sequence once the step being planned has computed its prompt.
+
+        None, and nothing changes, while there are too few.
+        """
+        held, rule = self._held[seq.seq_id], self.compaction
+        assert rule is not None
+        assert held.pending is None, f"sequence {seq.seq_id} is compacted twice"
+        tables = [table if g in self._full else None for g, table in enumerate(held.tables)]
+        held.pending = reserve_targets(self.pool, tables, rule.blocks(self.block_size))
+        if held.pending is None:
+            return None
+        return [
+            Compaction(seq_id=seq.seq_id, group=g, length=rule.length, block_ids=blocks)
+            for g, blocks in enumerate(held.pending.targets)
+            if blocks
+        ]
+
+    def finish_compaction(self, seq: CacheUser) -> None:
+        """The step has copied what stays: the new blocks are the sequence's tables, and the old ones are free."""
+        held, rule = self._held[seq.seq_id], self.compaction
+        assert rule is not None
+        assert held.pending is not None
+        assert seq.compact_at is not None
+        for g in self._full:
+            old, new = held.tables[g], held.pending.targets[g]
+            again = held.pending.reused
+            self.pool.free(block_id for block_id in reversed(old) if block_id not in again)
+            held.tables[g] = list(new)
+            self._change(held, g, 0, max(len(old), len(new)))
+        dropped = seq.compact_at - rule.length
+        held.num_dropped = tuple(0 if group.window else dropped for group in self.groups)
+        held.pending = None
+
+    def kv_start(self, seq: CacheUser, position: int) -> tuple[int, ...] | None:
+        """Entries that each group holds of the tokens before `position`; None where that is all of them."""
+        dropped = self._held[seq.seq_id].num_dropped
+        return None if dropped is None else tuple(position - count for count in dropped)
 
     def release(self, seq: CacheUser) -> None:
         """Free all blocks of the sequence, last first, so that a prefix loses its tail before its head."""
         held = self._held.pop(seq.seq_id)
         self._changed.pop(seq.seq_id, None)
-        for i in range(len(held.tables[0]) - 1, -1, -1):
-            self.pool.free([table[i] for table in held.tables])
+        if held.pending is not None:
+            self.pool.free(held.pending.fresh)
+        for i in range(max(map(len, held.tables)) - 1, -1, -1):
+            self.pool.free([table[i] for table in held.tables if i < len(table)])
 
     def holds(self, seq: CacheUser) -> bool:
         return seq.seq_id in self._held
@@ -275,29 +277,19 @@ class KVCache:
         """Table entries that changed since the last call, of sequences that still hold tables."""
         if not self._changed:
             return []
-        updates = []
+        updates: list[BlockTableUpdate] = []
         for held in self._changed.values():
-            for g, start, stop in held.changes:
-                entries = held.tables[g][start:stop]
-                entries += [NULL_BLOCK] * (stop - start - len(entries))
-                updates.append(BlockTableUpdate(held.seq_id, g, start, entries))
-            held.changes.clear()
+            updates += held.take_updates()
         self._changed.clear()
         return updates
 
     def check_integrity(self) -> list[str]:
         """What is wrong with tables, pool and index; empty when all is well."""
-        problems = []
-        references: dict[int, int] = {}
+        problems: list[str] = []
+        references: Counter[int] = Counter()
         for held in self._held.values():
-            if len({len(table) for table in held.tables}) != 1:
-                problems.append(f"sequence {held.seq_id} has tables of different lengths")
-            for g, table in enumerate(held.tables):
-                num_slid = held.num_slid[g]
-                if any(table[:num_slid]) or not all(table[num_slid:]):
-                    problems.append(f"sequence {held.seq_id}: null blocks out of place, group {g}")
-                for block_id in filter(None, table):
-                    references[block_id] = references.get(block_id, 0) + 1
+            problems += held.check_integrity()
+            references.update(held.references())
         return problems + self.pool.check_integrity(references)
 
     def _lease(self, seq: LeaseHolder, lease: PrefixLease) -> int:
@@ -317,7 +309,10 @@ class KVCache:
         return len(new) * self.block_size if self.pool.lease(wanted, lease.ttl_s) else 0
 
     def _most_hit_blocks(self, seq: CacheUser) -> int:
-        return (len(seq.token_ids) - 1) // self.block_size
+        limit = len(seq.token_ids) - 1
+        if self.compaction and seq.compact_at is not None:
+            limit = seq.compact_at - self.compaction.query_window
+        return limit // self.block_size
 
     def _longest_hit(self, keys: Sequence[bytes], length: int) -> int:
         for g in self._full:
@@ -362,6 +357,14 @@ class KVCache:
         """First block that the token at `position` sees through a window that counts the token itself."""
         return max(0, position - window + 1) // self.block_size
 
+    def _most_held(self, seq: CacheUser, group: int, chunk: int) -> int:
+        """Most blocks that the sequence will hold at once in a group until its known tokens are computed."""
+        known, rule, point = len(seq.token_ids), self.compaction, seq.compact_at
+        if rule is None or point is None or self.groups[group].window:
+            return self._most_live(group, known, chunk)
+        is_done = seq.num_computed >= point
+        return rule.most_blocks(known, point, self.block_size, is_done=is_done)
+
     def _most_live(self, group: int, num_tokens: int, chunk: int) -> int:
         """Most blocks that `num_tokens` tokens hold at once in a group, computed at most `chunk` at a time."""
         blocks = -(-num_tokens // self.block_size)
@@ -371,7 +374,7 @@ class KVCache:
         # A run of t tokens touches at most (t - 2) // block_size + 2 blocks.
         return min(blocks, (window + chunk - 3) // self.block_size + 2)
 
-    def _slide(self, held: _Held, position: int) -> None:
+    def _slide(self, held: Held, position: int) -> None:
         """Free what tokens from `position` on cannot see."""
         if position < held.slides_at:
             return
@@ -387,6 +390,6 @@ class KVCache:
                 held.num_slid[g] = first
                 self._change(held, g, done, first)
 
-    def _change(self, held: _Held, group: int, start: int, stop: int) -> None:
+    def _change(self, held: Held, group: int, start: int, stop: int) -> None:
         held.changes.append((group, start, stop))
         self._changed[held.seq_id] = held

@@ -48,6 +48,8 @@ class Attention:
             self._k_norm,
             spec.norm_eps,
         )
+        if step.on_queries is not None:
+            step.on_queries(self._index, q)
         mixed = ops.attention(
             q,
             self._layout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,12 @@ class ForwardStep:
     """Tokens of all sequences of a step, one after the other.
 
     token_ids int32 [T]; rows int32 [R]: tokens whose logits are wanted; inputs and caches: one entry per layer
-    (layers of one cache group share their inputs).
+    (layers of one cache group share their inputs). `on_queries` is called by each attention layer with its number and
+    its rotated queries [T, H * D]; a recorded pass calls nobody.
     """
 
     token_ids: torch.Tensor
     rows: torch.Tensor
     inputs: tuple[AttentionInputs, ...]
     caches: tuple[LayerCache, ...]
+    on_queries: Callable[[int, torch.Tensor], None] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from nonet.kernels.ops import Recording, StepShape
 from nonet.layers.forward_step import ForwardStep
 from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
+from nonet.runner.compactor import Compactor
 from nonet.runner.sequences import SequenceTable
 from nonet.sampling.logprobs import prompt_logprobs
 from nonet.sampling.sampler import Sampled, Sampler, SampleRow
@@ -48,12 +49,14 @@ class Runner:
         sequences: SequenceTable,
         sampler: Sampler,
         recording: Recording | None,
+        compactor: Compactor | None = None,
     ) -> None:
         self._model = model
         self._buffers = buffers
         self._sequences = sequences
         self._sampler = sampler
         self.recording = recording
+        self._compactor = compactor
         self.times = RunnerTimes()
 
     @torch.inference_mode()
@@ -65,14 +68,18 @@ class Runner:
             return StepResult(step_id=plan.step_id, rows=[])
         shape, step = self._buffers.fill(plan.rows, self._sequences)
         prepared = time.perf_counter()
-        wants_prompt = any(row.prompt_logprobs for row in plan.rows)
+        windows = self._compactor.windows(plan) if self._compactor else None
         prompt: dict[int, list[TokenLogprob]] = {}
-        if wants_prompt:
+        if windows is not None or any(row.prompt_logprobs for row in plan.rows):
+            step = replace(step, on_queries=windows)
             hidden = self._model.hidden(step)
             prompt = self._prompt_logprobs(plan.rows, hidden)
             logits = self._model.logits(hidden[step.rows.long()]) if shape.num_rows else None
         else:
             logits = self._forward(shape, step)
+        if plan.compactions:
+            assert self._compactor is not None, "the plan compacts and nothing here can"
+            self._compactor.run(plan, self._sequences, windows)
         forwarded = time.perf_counter()
         sampled = self._sample(plan.rows, logits)
         result = self._results(plan, sampled, prompt)

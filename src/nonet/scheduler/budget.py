@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from nonet.core.errors import ConfigError
+from nonet.kv.compaction import CompactionRule
 
 __all__ = ["SchedulerLimits", "StepBudget"]
 
@@ -30,6 +31,16 @@ class SchedulerLimits:
             raise ConfigError(
                 f"max_tokens_per_step is {self.max_tokens_per_step}, below max_num_seqs {self.max_num_seqs}; every "
                 "running sequence needs one token per step, so raise the first or lower the second"
+            )
+
+    def check_compaction(self, rule: CompactionRule | None) -> None:
+        """ConfigError when running sequences could for ever leave a prompt too few tokens for its query window."""
+        least = self.max_num_seqs - 1 + (rule.query_window if rule else 0)
+        if rule is not None and self.max_tokens_per_step < least:
+            raise ConfigError(
+                f"max_tokens_per_step is {self.max_tokens_per_step}; beside max_num_seqs {self.max_num_seqs} running "
+                f"sequences it must hold the {rule.query_window} last tokens of a prompt whose KV is pruned, so raise "
+                f"it to {least}, or lower max_num_seqs or the window"
             )
 
 

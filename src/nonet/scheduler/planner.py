@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nonet.core.step import NewSequence, Row
-from nonet.kv.cache import KVCache, PrefixHit
+from nonet.core.step import Compaction, NewSequence, Row
+from nonet.kv.cache import KVCache
+from nonet.kv.user import PrefixHit
 from nonet.scheduler.batching.base import Batching
 from nonet.scheduler.budget import SchedulerLimits, StepBudget
 from nonet.scheduler.policy.base import Policy
@@ -29,6 +30,7 @@ class PlannedStep:
     rows: list[Row] = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
+    compactions: list[Compaction] = field(default_factory=list)
     num_preempted: int = 0  # for want of blocks
     num_displaced: int = 0  # for a newcomer
     query_tokens: int = 0  # looked up in the prefix cache
@@ -59,16 +61,20 @@ class Planner:
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for seq in self._policy.order(self._roster.running.values(), now):
-            if seq.num_unread and not _can_run_ahead(seq):
+            if seq.is_compacting or (seq.num_unread and not _can_run_ahead(seq)):
                 continue
             remaining = len(seq.token_ids) + seq.num_unread - seq.num_planned
-            if remaining == 1:
+            if remaining == 1 and seq.compact_at != seq.num_planned + 1:
                 decodes.append(seq)
             elif remaining:
                 prefills.append(seq)
         self._continue_decodes(step, decodes)
         if self._limits.chunked_prefill:
-            step.budget.left = self._policy.prompt_budget(decodes, step.budget.left, now)
+            left, rule = step.budget.left, self._kv.compaction
+            step.budget.left = max(
+                self._policy.prompt_budget(decodes, left, now),
+                min(left, rule.query_window) if rule else 0,
+            )
         for seq in prefills:
             if seq.status is Status.RUNNING and step.budget.left:
                 self._continue_prefill(step, seq)
@@ -122,22 +128,35 @@ class Planner:
                 self._add_row(step, seq, 1)
 
     def _continue_prefill(self, step: PlannedStep, seq: Sequence) -> None:
-        wanted = min(seq.num_remaining, step.budget.left)
-        granted = self._kv.fit(seq, wanted)
+        wanted = self._chunk(seq, seq.num_planned, min(seq.num_remaining, step.budget.left))
+        if not wanted:
+            return
+        granted = self._chunk(seq, seq.num_planned, self._kv.fit(seq, wanted))
         if not granted:
-            if not self._reserve_by_force(step, seq):
+            if not self._reserve_by_force(step, seq, self._least_chunk(seq)):
                 return
-            granted = self._kv.fit(seq, wanted)
+            granted = self._chunk(seq, seq.num_planned, self._kv.fit(seq, wanted))
         reserved = self._kv.reserve(seq, granted)
         assert reserved, "fit and reserve disagree"
-        self._add_row(step, seq, granted)
+        completes = seq.num_planned + granted == seq.compact_at
+        if not completes or self._compact_by_force(step, seq):
+            self._add_row(step, seq, granted)
 
-    def _reserve_by_force(self, step: PlannedStep, seq: Sequence) -> bool:
-        """Room for one token, preempting others until it is there."""
-        while not self._kv.reserve(seq, 1):
+    def _reserve_by_force(self, step: PlannedStep, seq: Sequence, num_tokens: int = 1) -> bool:
+        """Room for so many tokens, preempting others until it is there."""
+        while not self._kv.reserve(seq, num_tokens):
             if make_room(self._roster, self._policy, seq, step.step_id, step.now) is None:
                 return False
             step.num_preempted += 1
+        return True
+
+    def _compact_by_force(self, step: PlannedStep, seq: Sequence) -> bool:
+        """Blocks for what stays of a prompt that this step completes, preempting others until they are there."""
+        while (compactions := self._kv.compact(seq)) is None:
+            if make_room(self._roster, self._policy, seq, step.step_id, step.now) is None:
+                return False
+            step.num_preempted += 1
+        step.compactions += compactions
         return True
 
     def _admit(self, step: PlannedStep) -> None:
@@ -158,7 +177,8 @@ class Planner:
             if roster.running and promised >= kv.num_free:
                 return
             hit = kv.match(seq)
-            wanted = step.budget.share(len(seq.token_ids) - hit.num_tokens)
+            goal = len(seq.token_ids) if seq.compact_at is None else seq.compact_at
+            wanted = self._chunk(seq, hit.num_tokens, step.budget.share(goal - hit.num_tokens))
             if not wanted or (roster.running and not self._fits(seq, hit, promised)):
                 return
             # Alone it may be short of blocks for all it knows; it then begins with what there is.
@@ -169,14 +189,16 @@ class Planner:
 
     def _start(self, step: PlannedStep, seq: Sequence, hit: PrefixHit, wanted: int) -> bool:
         kv = self._kv
-        num_new = kv.num_free - hit.num_idle
-        start_blocks = hit.num_tokens // kv.block_size + num_new // len(kv.groups)
-        granted = min(wanted, start_blocks * kv.block_size - hit.num_tokens)
+        granted = self._first_chunk(seq, hit, wanted)
         if granted <= 0:
             return False
         self._roster.start(seq, hit)
         reserved = kv.reserve(seq, granted)
         assert reserved, "a hit and what it leaves free disagree"
+        if seq.num_planned + granted == seq.compact_at:
+            compactions = kv.compact(seq)
+            assert compactions is not None, "a first chunk goes too far"
+            step.compactions += compactions
         if self._limits.reserve_whole:
             kv.reserve(seq, seq.max_len - seq.num_planned)  # alone it may be short; it then grows
         step.query_tokens += len(seq.token_ids)
@@ -194,6 +216,34 @@ class Planner:
         )
         self._add_row(step, seq, granted)
         return True
+
+    def _first_chunk(self, seq: Sequence, hit: PrefixHit, wanted: int) -> int:
+        """How many of the `wanted` tokens the free blocks allow.
+
+        While others hold blocks too, what stays of a prompt that the chunk completes must find fresh ones.
+        """
+        kv, roster, start = self._kv, self._roster, hit.num_tokens
+        num_new = kv.num_free - hit.num_idle
+        start_blocks = start // kv.block_size + num_new // len(kv.groups)
+        granted = self._chunk(seq, start, min(wanted, start_blocks * kv.block_size - start))
+        if start + granted == seq.compact_at and (roster.running or roster.leaving):
+            taken = -(-granted // kv.block_size) * len(kv.groups)
+            if num_new - taken < kv.compaction_blocks:
+                granted = self._chunk(seq, start, granted - 1)
+        return granted
+
+    def _chunk(self, seq: Sequence, start: int, granted: int) -> int:
+        """How many of the `granted` tokens from `start` on the next row may have; 0 when it must wait for more."""
+        rule = self._kv.compaction
+        if rule is None or seq.compact_at is None:
+            return granted
+        return rule.chunk(seq.compact_at - start, granted)
+
+    def _least_chunk(self, seq: Sequence) -> int:
+        rule = self._kv.compaction
+        if rule is None or seq.compact_at is None:
+            return 1
+        return rule.least(seq.compact_at - seq.num_planned)
 
     def _growth(self, seq: Sequence) -> int:
         """Blocks to leave free for a running sequence: those of its known tokens, and one more in each group."""
@@ -222,7 +272,7 @@ class Planner:
                 drafts=drafts,
                 num_samples=num_samples,
                 prompt_logprobs=seq.wants_prompt_logprobs and start + 1 < seq.num_prompt,
-                kv_start=seq.kv_len,
+                kv_start=None if seq.compact_at is None else self._kv.kv_start(seq, start),
             )
         )
         step.sequences.append(seq)

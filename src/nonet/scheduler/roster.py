@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nonet.kv.cache import KVCache, PrefixHit
+from nonet.kv.cache import KVCache
+from nonet.kv.user import PrefixHit
 from nonet.scheduler.sequence import RequestState, Sequence, Status
 
 __all__ = ["SIBLING", "Roster"]

@@ -82,6 +82,7 @@ class Scheduler:
         self._kv = kv
         self._clock = clock
         self._seed = seed
+        limits.check_compaction(kv.compaction)
         self._roster = Roster(kv)
         self._planner = Planner(limits, kv, policy, batching or ContinuousBatching(), self._roster)
         self._policy = policy
@@ -167,6 +168,7 @@ class Scheduler:
             new=step.new,
             tables=self._kv.drain_updates(),
             gone=gone,
+            compactions=step.compactions,
         )
 
     def apply(self, result: StepResult) -> None:
@@ -281,6 +283,7 @@ class Scheduler:
         max_len = self._max_len
         if params.max_tokens is not None:
             max_len = num_prompt + params.max_tokens
+        rule = self._kv.compaction
         asks_prompt = params.prompt_logprobs is not None and index == 0
         return Sequence(
             request=request,
@@ -294,6 +297,7 @@ class Scheduler:
             max_len=max_len,
             stop_ids=stop_ids_of(request),
             needs_host_tokens=self._limits.needs_host_tokens or params.needs_host_tokens,
+            compact_at=None if rule is None else rule.point(num_prompt, max_len),
             prompt_logprobs=[None] if asks_prompt else None,
         )
 
@@ -316,6 +320,8 @@ class Scheduler:
         self._kv.commit(seq)
         if len(seq.num_leased) < len(seq.leases):
             self._kv.grant_leases(seq)
+        if row.start + row.num_tokens == seq.compact_at:
+            self._kv.finish_compaction(seq)
         if seq.followers:
             self._roster.share_prompt(seq)
         if ending is not None:

@@ -43,8 +43,8 @@ class Sequence:
     """Known tokens, and how far their KV is computed.
 
     `num_computed` counts logical positions, and only what results have confirmed. `num_planned` runs ahead of it by
-    what the steps in flight will compute. `kv_len` is the number of KV entries in each group where that differs from
-    `num_planned`; None while nothing prunes the cache.
+    what the steps in flight will compute. The step that computes the last of the first `compact_at` tokens, a fact of
+    the prompt, also compacts the cache (`kv.compaction`), and so does the one that computes it anew after a preemption.
     """
 
     request: Request
@@ -62,7 +62,7 @@ class Sequence:
     blockers: set[str] = field(default_factory=set)  # reasons why it cannot run although it waits
     num_computed: int = 0
     num_planned: int = 0
-    kv_len: tuple[int, ...] | None = None
+    compact_at: int | None = None
     num_cached: int | None = None  # of the first admission
     num_leased: list[int] = field(
         default_factory=list
@@ -88,6 +88,13 @@ class Sequence:
     def num_remaining(self) -> int:
         """Known tokens that no step computes yet; a sample in flight counts as known."""
         return len(self.token_ids) + self.num_unread - self.num_planned
+
+    @property
+    def is_compacting(self) -> bool:
+        """A step in flight compacts its cache: the next row must wait for the new block tables."""
+        return (
+            self.compact_at is not None and self.num_computed < self.compact_at <= self.num_planned
+        )
 
     @property
     def adapter_id(self) -> str:
@@ -119,7 +126,6 @@ class Sequence:
     def forget(self) -> None:
         """Nothing is computed any more: the sequence was preempted."""
         self.num_computed = self.num_planned = 0
-        self.kv_len = None
         self.drafts = ()
         if self.wants_prompt_logprobs:
             self.prompt_logprobs = [None]

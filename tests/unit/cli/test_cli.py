@@ -16,7 +16,7 @@ from nonet.config.options import options
 ENGINE = {
     "--model", "--revision", "--served-name", "--dtype", "--weight-format", "--max-model-len", "--dummy-weights",
     "--seed", "--block-size", "--num-blocks", "--memory-fraction", "--memory-gib", "--prefix-cache",
-    "--kv-reservation", "--policy", "--batching",
+    "--kv-prune", "--kv-reservation", "--policy", "--batching",
     "--max-num-seqs", "--max-tokens-per-step", "--chunked-prefill", "--max-waiting", "--device", "--kernels",
     "--recording", "--threads", "--config", "--lease-fraction",
 }  # fmt: skip

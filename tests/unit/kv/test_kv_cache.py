@@ -18,6 +18,7 @@ class User:
     token_ids: list[int]
     num_computed: int = 0
     num_planned: int = 0
+    compact_at: int | None = None
     cache_keys: list[bytes] = field(default_factory=list)
     adapter_id: str = ""
     cache_salt: str = ""

@@ -18,7 +18,7 @@ import pkgutil, importlib
 import nonet.scheduler, nonet.kv
 for package in (nonet.scheduler, nonet.kv):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name != "nonet.kv.storage":
+        if not module.name.startswith(("nonet.kv.prune.", "nonet.kv.storage")):
             importlib.import_module(module.name)
 assert "torch" not in sys.modules
 print("imported", "nonet.scheduler.scheduler" in sys.modules, "nonet.kv.cache" in sys.modules)

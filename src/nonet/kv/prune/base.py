@@ -1,0 +1,58 @@
+"""The seam: how much does each entry of a sequence's KV matter?
+
+A pruner is asked once per sequence and layer, when the last token of a prompt longer than its budget has been computed.
+It returns scores and nothing else: the engine keeps the best `budget` entries of each KV head in the order they had,
+copies them to other blocks and frees those that held the prompt. Entries keep the rotation of the position they were
+computed at, and later tokens count their positions from the whole prompt. Layers with a sliding window are left alone:
+their cache is short already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from nonet.kernels.ops import QKVLayout
+
+__all__ = ["LayerView", "Needs", "Pruner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a pruner declares before the engine starts."""
+
+    budget: int  # entries that each KV head keeps
+    query_window: int = 0  # last queries of the prompt that it wants to see; at most `budget`
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """One layer's KV of one sequence, to read: L entries, K KV heads of D elements, w queries of H heads.
+
+    `read` brings keys and values [L, K, D] in float32, whatever they are stored in; each call copies them.
+    """
+
+    layer: int
+    layout: QKVLayout
+    positions: torch.Tensor  # int64 [L]: of the token that each entry belongs to, rising
+    queries: torch.Tensor  # [w, H, D], rotated: of the last w tokens, whose entries are the last w
+    scale: float  # what q · k is multiplied with before the softmax
+    softcap: float | None
+    read: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Pruner(Protocol):
+    """Holds no state between calls."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        """float32 [K, L]: the higher, the rather an entry stays; infinite for one that must. Of equals the first stays.
+
+        At most `needs.budget` entries of a head may be infinite.
+        """
+        ...
