@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class _Seen:
     cached_tokens: int = 0
     finish_reason: str | None = None
     error: str | None = None
+    cache: str | None = None
 
     def times(self) -> RequestTimes:
         if self.error is None and not self.delivery_s:
@@ -83,13 +84,18 @@ class _Seen:
             cached_tokens=self.cached_tokens,
             finish_reason=self.finish_reason,
             error=self.error,
+            cache=self.cache,
         )
+
+    def take_headers(self, headers: Mapping[str, str]) -> None:
+        self.cache = headers.get("x-nonet-cache")
 
     def take(self, event: dict[str, Any], now_s: float) -> None:
         if event.get("error"):
             self.error = error_text(event)
         for choice in event.get("choices") or ():
-            if choice.get("text") or choice.get("token_ids"):
+            text = choice.get("text") or (choice.get("delta") or {}).get("content")
+            if text or choice.get("token_ids"):
                 self.delivery_s.append(now_s)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
         usage = event.get("usage")
@@ -101,15 +107,20 @@ class _Seen:
 
 
 async def _stream(target: Target, item: WorkItem, seen: _Seen, start: float) -> None:
+    path = "/v1/chat/completions" if item.messages else "/v1/completions"
+    asked: dict[str, object] = {"prompt": list(item.prompt_ids)}
+    if item.messages:
+        asked = {"messages": list(item.messages)}
     body = {
         "model": target.model,
-        "prompt": list(item.prompt_ids),
+        **asked,
         "max_tokens": item.output_len,
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
         **({"ignore_eos": True} if target.ignore_eos else {}),
         **({"service_tier": item.service_tier} if item.service_tier else {}),
+        **item.extra,
     }
-    async for event in stream_events(target.url, "/v1/completions", body, target.api_key):
+    async for event in stream_events(target.url, path, body, target.api_key, seen.take_headers):
         seen.take(event, time.monotonic() - start)

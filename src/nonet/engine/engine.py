@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from nonet.core.clock import Clock
 from nonet.core.errors import InvalidRequestError
 from nonet.core.messages import EngineInfo, EngineStats
@@ -100,7 +102,12 @@ class Engine:
         return scheduler.drain_deltas()
 
     def stats(self) -> EngineStats:
-        return self.parts.scheduler.stats()
+        times = self.parts.executor.times
+        return msgspec.structs.replace(
+            self.parts.scheduler.stats(),
+            busy_s=times.prepare_s + times.forward_s + times.sample_s,
+            recorded_steps=times.recorded_steps,
+        )
 
     def check_integrity(self) -> None:
         """AssertionError when the bookkeeping of blocks or sequences does not add up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nonet.core.step import StepPlan, StepResult
-from nonet.runner.runner import Runner
+from nonet.runner.runner import Runner, RunnerTimes
 
 __all__ = ["Flight", "LocalExecutor"]
 
@@ -22,6 +22,11 @@ class LocalExecutor:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
+
+    @property
+    def times(self) -> RunnerTimes:
+        """Where the seconds of all steps so far went."""
+        return self.runner.times
 
     def launch(self, plan: StepPlan) -> Flight:
         """Start the step; may return before it is done."""

@@ -32,11 +32,12 @@ PROMPT_LOGPROB_ROWS = 64
 
 @dataclass(slots=True)
 class RunnerTimes:
-    """Seconds spent since start, by part of a step."""
+    """Seconds spent since start, by part of a step, and how many steps replayed the recording."""
 
     prepare_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
+    recorded_steps: int = 0
 
 
 class Runner:
@@ -101,6 +102,7 @@ class Runner:
 
     def _forward(self, shape: StepShape, step: ForwardStep) -> torch.Tensor | None:
         if self.recording is not None:
+            self.times.recorded_steps += 1
             return self.recording.replay(shape)
         if not shape.num_rows:
             self._model.hidden(step)

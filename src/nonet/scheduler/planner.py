@@ -33,6 +33,7 @@ class PlannedStep:
     compactions: list[Compaction] = field(default_factory=list)
     num_preempted: int = 0  # for want of blocks
     num_displaced: int = 0  # for a newcomer
+    num_late: int = 0  # newcomers that join others under way
     query_tokens: int = 0  # looked up in the prefix cache
     hit_tokens: int = 0
 
@@ -182,8 +183,10 @@ class Planner:
             if not wanted or (roster.running and not self._fits(seq, hit, promised)):
                 return
             # Alone it may be short of blocks for all it knows; it then begins with what there is.
+            joins = len(step.rows) > len(step.new)
             if not self._start(step, seq, hit, wanted):
                 return
+            step.num_late += joins
             promised += self._growth(seq)
             seats -= 1
 

@@ -104,6 +104,9 @@ class Scheduler:
         self._hit_tokens = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._late_joins = 0
+        self._partial_prefills = 0
+        self._peak_blocks = 0
 
     @property
     def has_work(self) -> bool:
@@ -159,6 +162,9 @@ class Scheduler:
             return None
         self._next_step_id += 1
         self._query_tokens += step.query_tokens
+        self._late_joins += step.num_late
+        self._partial_prefills += sum(not row.num_samples for row in step.rows)
+        self._peak_blocks = max(self._peak_blocks, self._kv.num_blocks - self._kv.num_free)
         self._hit_tokens += step.hit_tokens
         self._flying.append(_Flight(step.step_id, now, step.rows, step.sequences))
         gone, self._roster.gone = self._roster.gone, []
@@ -219,6 +225,9 @@ class Scheduler:
             prefix_hit_tokens=self._hit_tokens,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            late_joins=self._late_joins,
+            partial_prefills=self._partial_prefills,
+            peak_blocks=self._peak_blocks,
         )
 
     def check_integrity(self) -> list[str]:

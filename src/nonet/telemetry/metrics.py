@@ -34,6 +34,7 @@ GAUGES = (
     ("nonet_kv_blocks_free", None, "KV blocks that nobody holds"),
     ("nonet_kv_blocks", None, "KV blocks in all"),
     ("nonet_kv_blocks_leased", None, "KV blocks that prompt caching keeps"),
+    ("nonet_kv_blocks_peak", None, "Most KV blocks held at once"),
 )
 COUNTERS = (
     ("nonet_steps", None, "Steps of the engine"),
@@ -47,6 +48,10 @@ COUNTERS = (
     ("nonet_prefix_hit_tokens", "vllm:prefix_cache_hits", "Tokens found in the prefix cache"),
     ("nonet_prompt_tokens", "vllm:prompt_tokens", "Prompt tokens processed"),
     ("nonet_generation_tokens", "vllm:generation_tokens", "Output tokens generated"),
+    ("nonet_late_joins", None, "Sequences that began while others were under way"),
+    ("nonet_partial_prefills", None, "Rows that computed a prompt in part"),
+    ("nonet_busy_seconds", None, "Seconds in which a step ran"),
+    ("nonet_recorded_steps", None, "Steps that replayed a recording"),
 )
 HISTOGRAMS = (
     ("nonet_ttft_seconds", "vllm:time_to_first_token_seconds", "Request received to first token"),
@@ -169,6 +174,11 @@ class _EngineReadings(Collector):
             "nonet_prefix_hit_tokens": stats.prefix_hit_tokens,
             "nonet_prompt_tokens": stats.prompt_tokens,
             "nonet_generation_tokens": stats.generation_tokens,
+            "nonet_kv_blocks_peak": stats.peak_blocks,
+            "nonet_late_joins": stats.late_joins,
+            "nonet_partial_prefills": stats.partial_prefills,
+            "nonet_busy_seconds": stats.busy_s,
+            "nonet_recorded_steps": stats.recorded_steps,
         }
         for rows, family in ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily)):
             for name, twin, text in rows:

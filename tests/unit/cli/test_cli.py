@@ -41,6 +41,9 @@ FROZEN = {
     "pull": {"--name", "--accept-unknown-licence", "--accept-terms"},
     "list": {"--json"},
     "plan": ENGINE | {"--json"},
+    "ladder": ENGINE
+    | {"--price", "--workload", "--num-requests", "--workload-seed", "--scale", "--rungs", "--repeats",
+       "--latency-requests", "--leave-out", "--anchor", "--max-ttft", "--max-tpot", "--out"},
     "doctor": {"--config", "--json"} | SERVER,
     "version": {"--json"},
     "usage report": {"--data-dir", "--by", "--since", "--until", "--tenant", "--json"},

@@ -1,0 +1,172 @@
+"""One configuration behind a server of its own: all requests at once, repeated, then at their own times."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from nonet.bench.arrivals import all_at_once, poisson
+from nonet.bench.client import Target
+from nonet.bench.http import get_text
+from nonet.bench.ladder.result import Measured
+from nonet.bench.ladder.telemetry import Telemetry, counters_between, parse_metrics
+from nonet.bench.metrics import Limits, RequestTimes, Summary, summarise
+from nonet.bench.serving import ask_model, measure, running_server
+from nonet.bench.workload import WorkItem, Workload
+from nonet.config.load import as_environment, load
+from nonet.config.options import options
+from nonet.config.resolved import Resolved
+from nonet.config.schema import Config
+from nonet.core.errors import NonetError
+
+__all__ = ["Plan", "measure_rung"]
+
+# Poisson arrivals of the latency pass.
+ARRIVAL_SEED = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What every rung is put through."""
+
+    workload: Workload
+    options: dict[str, str]  # of every rung: model, memory, context
+    resolve: Callable[[Config], Resolved]  # finds the model and settles every automatic choice
+    repeats: int
+    limits: Limits
+    latency_rate_rps: float | None = None
+    latency_requests: int = 0
+    file: Path | None = None  # the user's configuration, below the options
+    timeout_s: float = 1800.0
+
+
+def measure_rung(name: str, settings: dict[str, str], plan: Plan) -> Measured:
+    """A failure is in the result, never raised."""
+    try:
+        return _measure(name, settings, plan)
+    except (NonetError, OSError) as error:
+        return Measured(name=name, settings=settings, error=str(error) or type(error).__name__)
+
+
+def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
+    config = load(environ=_environment({**plan.options, **settings}), file=plan.file).config
+    resolved = plan.resolve(config)
+    with running_server(as_environment(config)) as url:
+        served = asyncio.run(ask_model(url))
+        target = Target(url, served.name, timeout_s=plan.timeout_s)
+        with _PeakMemory() as memory:
+            runs, requests, telemetry = _capacity(target, plan)
+        latency = None if plan.latency_rate_rps is None else _latency(target, plan)
+    telemetry = msgspec.structs.replace(
+        telemetry,
+        config={
+            key: value
+            for key, value in msgspec.to_builtins(resolved).items()
+            if key not in ("memory", "reasons", "groups")
+        },
+        memory=msgspec.to_builtins(resolved.memory),
+        answers=dict(Counter(one.cache for one in requests if one.cache is not None)),
+    )
+    errors = sorted({one.error for one in requests if one.error is not None})
+    duration_s = sum(run.duration_s for run in runs)
+    return Measured(
+        name=name,
+        settings=settings,
+        runs=runs,
+        latency=latency,
+        telemetry=telemetry,
+        peak_memory_bytes=memory.peak_bytes,
+        kv_tokens=resolved.num_blocks * resolved.block_size // len(resolved.groups),
+        busy_share=telemetry.counters.get("nonet_busy_seconds", 0.0) / duration_s,
+        error=f"{len(errors)} kinds of failed requests: {errors[0]}" if errors else None,
+    )
+
+
+def _environment(given: dict[str, str]) -> dict[str, str]:
+    """The process's environment with these options on top."""
+    rows = options()
+    return {**os.environ, **{rows[name].variable: value for name, value in given.items()}}
+
+
+def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTimes], Telemetry]:
+    """All requests at once, `repeats` times; each run's texts differ, so that none can be answered from the last."""
+    items = plan.workload.items
+    before = _scrape(target, [_nonce(item, "warm-up") for item in items[:2]])
+    runs, seen = [], []
+    for repeat in range(plan.repeats):
+        fresh = Workload(plan.workload.name, tuple(_nonce(item, f"run {repeat}") for item in items))
+        requests = measure(target, fresh, all_at_once(fresh))
+        runs.append(summarise(requests, plan.limits))
+        seen += requests
+    after = asyncio.run(_metrics(target))
+    return runs, seen, Telemetry(counters=counters_between(before, after), gauges=after)
+
+
+def _latency(target: Target, plan: Plan) -> Summary:
+    """The first requests, at a rate that is the same for every rung."""
+    assert plan.latency_rate_rps is not None
+    items = tuple(_nonce(item, "latency") for item in plan.workload.items[: plan.latency_requests])
+    first = Workload("latency", items)
+    due_s = poisson(first, plan.latency_rate_rps, ARRIVAL_SEED)
+    return summarise(measure(target, first, due_s), plan.limits)
+
+
+def _scrape(target: Target, warm: Sequence[WorkItem]) -> dict[str, float]:
+    first = Workload("warm-up", tuple(warm))
+    measure(target, first, all_at_once(first))
+    return asyncio.run(_metrics(target))
+
+
+async def _metrics(target: Target) -> dict[str, float]:
+    return parse_metrics(await get_text(target.url, "/metrics", target.api_key))
+
+
+def _nonce(item: WorkItem, run: str) -> WorkItem:
+    """The same request in another run: sharing within a run stays, sharing between runs goes."""
+    if not item.messages:
+        return replace(item, extra={**item.extra, "cache_salt": run})
+    first, *others = item.messages
+    return replace(
+        item,
+        messages=({**first, "content": f"[{run}] {first['content']}"}, *others),
+    )
+
+
+class _PeakMemory:
+    """Resident memory of this process's descendants, sampled; shared pages count once for each."""
+
+    INTERVAL_S = 0.25
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+            if self._stop.wait(self.INTERVAL_S):
+                return

@@ -1,0 +1,233 @@
+"""Conversations for the ladder: a mix like production's, from the data sets or, without them, from sentences made here.
+
+The shares: chat with one system prompt in common, questions about the same long document, code to be copied with a
+small change, answers as JSON, repeats of earlier requests to the letter, and rephrased ones. Output lengths are fixed
+(end of sequence is ignored), so every configuration does the same work.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nonet.bench.workload import WorkItem, Workload
+from nonet.core.errors import ConfigError
+
+__all__ = ["mixed", "read_jsonl", "sample"]
+
+SYSTEM = "You are a helpful assistant. Answer in plain words, name your sources, and say so when you do not know. "
+
+# kind -> share of the requests
+SHARES = {
+    "chat": 0.35,
+    "document": 0.25,
+    "edit": 0.15,
+    "json": 0.1,
+    "repeat": 0.1,
+    "rephrase": 0.05,
+}
+
+Messages = tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Where each kind of request gets its words."""
+
+    chat: Callable[[random.Random], str]
+    document: Callable[
+        [random.Random], tuple[str, str]
+    ]  # a text shared by several requests, and a question
+    edit: Callable[[random.Random], tuple[str, str]]  # code, and what to change
+    json: Callable[[random.Random], str]
+    rephrase: Callable[[random.Random, str], str]
+
+
+def sample(num_requests: int, *, seed: int = 0, scale: float = 1.0) -> Workload:
+    """The mix from sentences made here; needs no data. `scale` multiplies the lengths of documents and outputs."""
+    texts = _Texts(
+        chat=lambda rng: _question(rng),
+        document=lambda rng: (_document(rng.randrange(4), int(400 * scale)), _question(rng)),
+        edit=lambda rng: (_code(rng), f"Rename the function to task_{rng.randrange(100)}."),
+        json=lambda rng: (
+            f"{_question(rng)} Answer with a JSON object that has the fields answer and reason."
+        ),
+        rephrase=lambda rng, text: f"Please tell me: {text}",
+    )
+    outputs = [max(8, int(rng_len * scale)) for rng_len in _lengths(num_requests, seed)]
+    return _mix("sample", texts, outputs, seed, {"scale": scale})
+
+
+def mixed(folder: Path, num_requests: int, *, seed: int = 0, scale: float = 1.0) -> Workload:
+    """The mix from the data sets in `folder`: mt_bench, qmsum, edit_eval, json_mode_wiki, gptcache_pairs, and the
+    output lengths of the Azure conversation trace, multiplied by `scale` like the length of documents."""
+    turns = [row["turns"][0] for row in _rows(folder / "mt_bench" / "question.jsonl")]
+    meetings = list(_rows(folder / "qmsum" / "val.jsonl"))[:6]
+    edits = list(_rows(folder / "edit_eval" / "edit_eval.jsonl"))
+    asks = list(_rows(folder / "json_mode_wiki" / "questions.jsonl"))
+    pairs = list(_rows(folder / "gptcache_pairs" / "pairs.jsonl"))
+    similar = {str(row["origin"]): str(row["similar"]) for row in pairs}
+    words = int(1500 * scale)
+
+    def document(rng: random.Random) -> tuple[str, str]:
+        meeting = rng.choice(meetings)
+        lines = [f"{turn['speaker']}: {turn['content']}" for turn in meeting["meeting_transcripts"]]
+        text = " ".join(" ".join(lines).split()[:words])
+        return text, rng.choice(meeting["specific_query_list"])["query"]
+
+    def chat(rng: random.Random) -> str:
+        return str(rng.choice(turns) if rng.random() < 0.6 else rng.choice(pairs)["origin"])
+
+    def edit(rng: random.Random) -> tuple[str, str]:
+        row = rng.choice(edits)
+        return row["input"] or row["context"], row["instruction"]
+
+    texts = _Texts(
+        chat=chat,
+        document=document,
+        edit=edit,
+        json=lambda rng: _json_ask(rng.choice(asks), int(200 * scale)),
+        rephrase=lambda rng, text: similar.get(text) or f"Please tell me: {text}",
+    )
+    with (folder / "azure_llm_trace_2023" / "conv.csv").open() as file:
+        lengths = [int(row["GeneratedTokens"]) for row in csv.DictReader(file)][:num_requests]
+    outputs = [max(8, int(length * scale)) for length in lengths]
+    return _mix("mixed", texts, outputs, seed, {"scale": scale, "data": "NONET_DATA"})
+
+
+def read_jsonl(path: Path) -> Workload:
+    """Requests of the user's own: one JSON object a line with `messages`, `max_tokens` and, if known, `arrival_s`."""
+    items = []
+    for number, row in enumerate(_rows(path), start=1):
+        messages, output_len = row.get("messages"), row.get("max_tokens", 128)
+        rows = messages if isinstance(messages, list) else []
+        is_sound = bool(rows) and type(output_len) is int and output_len > 0
+        if not is_sound or not all(isinstance(one, dict) and "role" in one for one in rows):
+            raise ConfigError(
+                f"{path}, line {number}: give messages (a list of objects with role and content) and max_tokens"
+            )
+        extra = {k: v for k, v in row.items() if k not in ("messages", "max_tokens", "arrival_s")}
+        items.append(
+            WorkItem(
+                (), output_len, float(row.get("arrival_s", 0.0)),
+                messages=tuple(rows), extra=extra,
+            )
+        )  # fmt: skip
+    if not items:
+        raise ConfigError(f"{path} holds no requests")
+    return Workload(path.name, tuple(items))
+
+
+def _mix(
+    name: str,
+    texts: _Texts,
+    outputs: Sequence[int],
+    seed: int,
+    facts: Mapping[str, int | float | str],
+) -> Workload:
+    rng = random.Random(seed)
+    kinds = rng.choices(list(SHARES), list(SHARES.values()), k=len(outputs))
+    items: list[WorkItem] = []
+    plain: list[str] = []  # questions that may be rephrased later
+    for kind, output_len in zip(kinds, outputs, strict=True):
+        if kind == "repeat" and items:
+            items.append(rng.choice(items))
+            continue
+        if kind == "rephrase" and plain:
+            messages = _chat(texts.rephrase(rng, rng.choice(plain)))
+        elif kind == "document":
+            text, question = texts.document(rng)
+            messages = _chat(question, about=text)
+        elif kind == "edit":
+            code, wish = texts.edit(rng)
+            messages = _chat(f"{wish} Give the whole program.\n\n{code}")
+        elif kind == "json":
+            messages = _chat(texts.json(rng))
+        else:
+            plain.append(texts.chat(rng))
+            messages = _chat(plain[-1])
+        items.append(WorkItem((), output_len, messages=messages))
+    items = [replace(item, extra={"temperature": 0.0}) for item in items]
+    return Workload(f"{name}-{len(items)}", tuple(items), {"seed": seed, **facts})
+
+
+def _chat(text: str, about: str = "") -> Messages:
+    system = SYSTEM * 3 + (f"\n\nThe document:\n{about}" if about else "")
+    return {"role": "system", "content": system}, {"role": "user", "content": text}
+
+
+def _lengths(count: int, seed: int) -> list[int]:
+    """Output lengths with a long tail, as conversations have."""
+    rng = random.Random(f"lengths {seed}")
+    return [min(256, int(rng.lognormvariate(4.0, 0.6))) for _ in range(count)]
+
+
+SUBJECTS = (
+    "the harbour",
+    "a glacier",
+    "the old library",
+    "a printing press",
+    "the night train",
+    "an orchard",
+)
+VERBS = ("changes", "supports", "outlives", "measures", "describes", "replaces")
+OBJECTS = (
+    "the town around it",
+    "its first plan",
+    "what people expected",
+    "the winter",
+    "every map",
+    "a long debate",
+)
+
+
+def _question(rng: random.Random) -> str:
+    return (
+        f"Why do you think {_clause(rng)}, and since when, in about {rng.randrange(20, 90)} words?"
+    )
+
+
+def _document(number: int, num_words: int) -> str:
+    """The same text for the same number."""
+    rng = random.Random(f"document {number}")
+    words: list[str] = []
+    while len(words) < num_words:
+        words += f"{_clause(rng)}. ".capitalize().split()
+    return " ".join(words[:num_words])
+
+
+def _clause(rng: random.Random) -> str:
+    return f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)}"
+
+
+def _code(rng: random.Random) -> str:
+    name = f"count_{rng.randrange(1000)}"
+    body = [f"    total += items[{index}] * {rng.randrange(9)}" for index in range(12)]
+    return "\n".join([f"def {name}(items):", "    total = 0", *body, "    return total"])
+
+
+def _json_ask(row: Mapping[str, Any], num_words: int) -> str:
+    context = " ".join(str(row["context"]).split()[:num_words])
+    return f"{context}\n\n{row['question']} Answer with a JSON object that has the fields answer and reason."
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    raise ConfigError(f"{path}, line {number} is not JSON") from None
+                if not isinstance(row, dict):
+                    raise ConfigError(f"{path}, line {number} is not a JSON object")
+                yield row
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
