@@ -30,6 +30,7 @@ from nonet.scheduler.policy.base import Policy
 from nonet.scheduler.roster import Roster
 from nonet.scheduler.sequence import RequestState, Sequence, Status
 from nonet.scheduler.stop import extend, stop_ids_of
+from nonet.scheduler.tally import Tally
 
 __all__ = ["Scheduler"]
 
@@ -97,16 +98,7 @@ class Scheduler:
         self._next_step_id = 0
         self._flying: deque[_Flight] = deque()
         self._deltas: list[SequenceDelta] = []
-        self._steps = 0
-        self._step_tokens = 0
-        self._preemptions = 0
-        self._query_tokens = 0
-        self._hit_tokens = 0
-        self._prompt_tokens = 0
-        self._generation_tokens = 0
-        self._late_joins = 0
-        self._partial_prefills = 0
-        self._peak_blocks = 0
+        self._tally = Tally()
 
     @property
     def has_work(self) -> bool:
@@ -157,15 +149,11 @@ class Scheduler:
         """The next step, or None when there is nothing to run before a result comes in or a request."""
         self._kv.end_leases(now)
         step = self._planner.fill(self._next_step_id, now)
-        self._preemptions += step.num_preempted + step.num_displaced
+        self._tally.preemptions += step.num_preempted + step.num_displaced
         if not step.rows:
             return None
         self._next_step_id += 1
-        self._query_tokens += step.query_tokens
-        self._late_joins += step.num_late
-        self._partial_prefills += sum(not row.num_samples for row in step.rows)
-        self._peak_blocks = max(self._peak_blocks, self._kv.num_blocks - self._kv.num_free)
-        self._hit_tokens += step.hit_tokens
+        self._tally.planned(step, self._kv)
         self._flying.append(_Flight(step.step_id, now, step.rows, step.sequences))
         gone, self._roster.gone = self._roster.gone, []
         return StepPlan(
@@ -183,13 +171,13 @@ class Scheduler:
         assert result.step_id == flight.step_id, (
             f"result {result.step_id} came for step {flight.step_id}"
         )
-        self._steps += 1
-        before = self._step_tokens
+        self._tally.steps += 1
+        before = self._tally.step_tokens
         for row, seq, outcome in zip(flight.rows, flight.sequences, result.rows, strict=True):
             assert outcome.seq_id == row.seq_id, "results are in another order than rows"
             seq.num_in_flight -= 1
             seq.num_unread -= row.num_samples
-            self._step_tokens += row.num_tokens + len(row.drafts)
+            self._tally.step_tokens += row.num_tokens + len(row.drafts)
             if seq.status is not Status.FINISHED:
                 if outcome.error is not None:
                     self._finish(seq, "error", error=outcome.error)
@@ -200,7 +188,7 @@ class Scheduler:
         now = self._clock.now()
         # With a step in flight before it, this one began when that one had landed.
         seconds = now - max(flight.planned_s, self._last_apply_s)
-        self._load.cost.observe(self._step_tokens - before, seconds)
+        self._load.cost.observe(self._tally.step_tokens - before, seconds)
         self._last_apply_s = now
 
     def drain_deltas(self) -> list[SequenceDelta]:
@@ -209,26 +197,7 @@ class Scheduler:
         return deltas
 
     def stats(self) -> EngineStats:
-        roster = self._roster
-        return EngineStats(
-            num_running=len(roster.running),
-            num_waiting=len(roster.waiting),
-            waiting_tokens=sum(len(seq.token_ids) for seq in roster.waiting.values()),
-            kv_usage=self._kv.usage,
-            blocks_free=self._kv.num_free,
-            blocks_total=self._kv.num_blocks,
-            blocks_leased=self._kv.num_leased,
-            steps=self._steps,
-            step_tokens=self._step_tokens,
-            preemptions=self._preemptions,
-            prefix_query_tokens=self._query_tokens,
-            prefix_hit_tokens=self._hit_tokens,
-            prompt_tokens=self._prompt_tokens,
-            generation_tokens=self._generation_tokens,
-            late_joins=self._late_joins,
-            partial_prefills=self._partial_prefills,
-            peak_blocks=self._peak_blocks,
-        )
+        return self._tally.stats(self._roster, self._kv)
 
     def check_integrity(self) -> list[str]:
         """What is wrong with queues, tables, pool and prefix index; empty when all is well."""
@@ -370,7 +339,7 @@ class Scheduler:
         stop_token_id: int | None = None,
         error: str | None = None,
     ) -> None:
-        self._generation_tokens += len(token_ids)
+        self._tally.generation_tokens += len(token_ids)
         if logprobs is not None:
             logprobs = logprobs[: len(token_ids)]
         prompt_logprobs, num_cached = None, 0
@@ -379,7 +348,7 @@ class Scheduler:
             seq.has_reported = True
             num_cached, num_leased = seq.num_cached or 0, seq.num_leased
             if seq.index == 0:
-                self._prompt_tokens += seq.num_prompt
+                self._tally.prompt_tokens += seq.num_prompt
             if seq.prompt_logprobs is not None and not seq.wants_prompt_logprobs:
                 prompt_logprobs = seq.prompt_logprobs
         self._deltas.append(

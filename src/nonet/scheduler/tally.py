@@ -1,0 +1,49 @@
+"""What the scheduler has counted since its start."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from nonet.core.messages import EngineStats
+from nonet.kv.cache import KVCache
+from nonet.scheduler.planner import PlannedStep
+from nonet.scheduler.roster import Roster
+
+__all__ = ["Tally"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counters that only grow, under the names of `EngineStats`."""
+
+    steps: int = 0
+    step_tokens: int = 0
+    preemptions: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    late_joins: int = 0
+    partial_prefills: int = 0
+    peak_blocks: int = 0
+
+    def planned(self, step: PlannedStep, kv: KVCache) -> None:
+        """A step that will run."""
+        self.prefix_query_tokens += step.query_tokens
+        self.prefix_hit_tokens += step.hit_tokens
+        self.late_joins += step.num_late
+        self.partial_prefills += sum(not row.num_samples for row in step.rows)
+        self.peak_blocks = max(self.peak_blocks, kv.num_blocks - kv.num_free)
+
+    def stats(self, roster: Roster, kv: KVCache) -> EngineStats:
+        """The counters, beside what queues and pool are now."""
+        return EngineStats(
+            num_running=len(roster.running),
+            num_waiting=len(roster.waiting),
+            waiting_tokens=sum(len(seq.token_ids) for seq in roster.waiting.values()),
+            kv_usage=kv.usage,
+            blocks_free=kv.num_free,
+            blocks_total=kv.num_blocks,
+            blocks_leased=kv.num_leased,
+            **asdict(self),
+        )
