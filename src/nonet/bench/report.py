@@ -108,7 +108,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median=percentile(ordered, 0.5), least=ordered[0], most=ordered[-1])
 
 
-def write_report(report: Report, file: Path) -> None:
+def write_report(report: msgspec.Struct, file: Path) -> None:
     """JSON, indented but for the raw times."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

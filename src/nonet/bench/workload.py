@@ -175,14 +175,13 @@ def mooncake_trace(
     return Workload(f"mooncake-{kind}-{len(items)}", tuple(items), facts)
 
 
-def data_folder(environ: Mapping[str, str]) -> Path:
+def data_folder(
+    environ: Mapping[str, str], holding: str = "azure_llm_trace_2023 and mooncake_trace_fast25"
+) -> Path:
     """Where the data sets lie, as NONET_DATA says."""
     value = environ.get("NONET_DATA", "")
     if not value:
-        raise ConfigError(
-            "NONET_DATA is not set; point it to the folder that holds azure_llm_trace_2023 and "
-            "mooncake_trace_fast25"
-        )
+        raise ConfigError(f"NONET_DATA is not set; point it to the folder that holds {holding}")
     folder = Path(value)
     if not folder.is_dir():
         raise ConfigError(f"NONET_DATA is {value!r}, which is no folder; point it to the data sets")

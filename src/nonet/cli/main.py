@@ -29,6 +29,7 @@ VERBS = {
 BENCH_VERBS = {
     "offline": ("bench_offline", "Throughput in process, all requests at once."),
     "serve": ("bench_serve", "Latency and goodput over HTTP, requests at their own times."),
+    "quality": ("bench_quality", "Perplexity, KL and accuracy of configurations, side by side."),
 }
 USAGE_VERBS = {
     "report": ("report", "Requests, tokens and cost, and what each technique saved."),
@@ -71,7 +72,7 @@ def build_app() -> cyclopts.App:
     )
     for name, (module, text) in VERBS.items():
         app.command(f"nonet.cli.{module}:command", name=name, help=text)
-    bench = cyclopts.App(name="bench", help="Measure throughput and latency.")
+    bench = cyclopts.App(name="bench", help="Measure throughput, latency and quality.")
     for name, (module, text) in BENCH_VERBS.items():
         bench.command(f"nonet.cli.{module}:command", name=name, help=text)
     app.command(bench)

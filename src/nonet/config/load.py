@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nonet.config.schema import Config
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["Loaded", "as_environment", "from_options", "load"]
+__all__ = ["Loaded", "as_environment", "changed", "from_options", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,24 @@ def from_options(given: Mapping[str, object]) -> Config:
     100
     """
     return load(flags=given).config
+
+
+def changed(config: Config, given: Mapping[str, str], source: str) -> Config:
+    """The configuration with options changed to values given as text; `source` is named in what goes wrong.
+
+    >>> changed(from_options({"seed": 1}), {"quant": "int8"}, "--with").model.weight_format
+    'int8'
+    """
+    rows = options()
+    named = _with_full_names(given, rows)
+    _refuse_unknown(named, rows)
+    values: dict[str, dict[str, Any]] = {section: {} for section in sections()}
+    for name, text in named.items():
+        values[rows[name].section][name] = convert(rows[name], text, source, is_text=True)
+    return replace(
+        config,
+        **{section: replace(getattr(config, section), **new) for section, new in values.items()},
+    )
 
 
 def as_environment(config: Config) -> dict[str, str]:

@@ -38,6 +38,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: none; 0: the chosen token's only
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None  # what shape the output must have
+    forced_ids: list[int] | None = (
+        None  # outputs to take whatever the model says; no client may ask for it
+    )
 
     @property
     def is_greedy(self) -> bool:
@@ -75,6 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for field, ids in (
             ("stop_token_ids", self.stop_token_ids),
             ("logit_bias", list(self.logit_bias or ())),
+            ("forced_ids", self.forced_ids or []),
         ):
             for token_id in ids:
                 if not 0 <= token_id < vocab_size:

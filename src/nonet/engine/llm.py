@@ -6,7 +6,7 @@ print(llm.generate(["The capital of France is"], SamplingParams(temperature=0.0)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +17,7 @@ from nonet.core.outputs import RequestOutput, SequenceDelta
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.assemble import build_engine
+from nonet.engine.distributions import GivenText, Logits, distributions
 from nonet.engine.engine import Engine
 from nonet.engine.prepare import Message, Prompt, PromptReader, default_params, resolve_config
 from nonet.engine.results import PendingRequest
@@ -85,7 +86,7 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         template_kwargs: Mapping[str, object] | None = None,
@@ -93,13 +94,19 @@ class LLM:
         """Answer one conversation or several; a conversation is a list of {"role", "content"} messages."""
         conversations = _as_conversations(messages)
         pending = []
-        for conversation in conversations:
+        for conversation, one in zip(
+            conversations, self._params_for(conversations, params), strict=True
+        ):
             ids = self._reader.chat_ids(conversation, tools=tools, template_kwargs=template_kwargs)
-            pending.append(self._pending(ids, params or default_params(self.spec.generation)))
+            pending.append(self._pending(ids, one))
         return self._run(pending, None)
 
+    def distributions(self, texts: Iterable[GivenText]) -> Iterator[Logits]:
+        """The model's logits for each token of texts that it is given, in order; computed as the texts are taken."""
+        return distributions(self.engine, texts)
+
     def _params_for(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
         if params is None:
             return [default_params(self.spec.generation)] * len(prompts)

@@ -21,6 +21,7 @@ from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
 from nonet.runner.compactor import Compactor
 from nonet.runner.sequences import SequenceTable
+from nonet.runner.tap import LogitsTap
 from nonet.sampling.logprobs import prompt_logprobs
 from nonet.sampling.sampler import Sampled, Sampler, SampleRow
 
@@ -58,6 +59,7 @@ class Runner:
         self._sampler = sampler
         self.recording = recording
         self._compactor = compactor
+        self.tap: LogitsTap | None = None
         self.times = RunnerTimes()
 
     @torch.inference_mode()
@@ -82,6 +84,7 @@ class Runner:
             assert self._compactor is not None, "the plan compacts and nothing here can"
             self._compactor.run(plan, self._sequences, windows)
         forwarded = time.perf_counter()
+        self._show(plan.rows, logits)
         sampled = self._sample(plan.rows, logits)
         result = self._results(plan, sampled, prompt)
         done = time.perf_counter()
@@ -108,6 +111,17 @@ class Runner:
             self._model.hidden(step)
             return None
         return self._model.forward(step)
+
+    def _show(self, rows: Sequence[Row], logits: torch.Tensor | None) -> None:
+        """Hand the rows to be sampled from to whoever looks."""
+        if self.tap is None or logits is None:
+            return
+        first = 0
+        for row in rows:
+            if row.num_samples:
+                mine = logits[first : first + row.num_samples]
+                self.tap(row.seq_id, row.start + row.num_tokens, mine)
+            first += row.num_samples
 
     def _sample(self, rows: Sequence[Row], logits: torch.Tensor | None) -> list[Sampled]:
         wanted = [
@@ -173,6 +187,8 @@ class Runner:
                 for at in range(0, len(targets), PROMPT_LOGPROB_ROWS):
                     piece = targets[at : at + PROMPT_LOGPROB_ROWS]
                     logits = self._model.logits(hidden[first + at : first + at + len(piece)])
+                    if self.tap is not None:
+                        self.tap(row.seq_id, row.start + 1 + at, logits)
                     mine.extend(
                         prompt_logprobs(logits, piece, sequence.params.prompt_logprobs or 0)
                     )

@@ -48,6 +48,7 @@ FROZEN = {
     "version": {"--json"},
     "usage report": {"--data-dir", "--by", "--since", "--until", "--tenant", "--json"},
     "usage export": {"--data-dir", "--since", "--until", "--tenant"},
+    "bench quality": ENGINE | {"--task", "--against", "--with", "--json", "--markdown"},
     "bench offline": ENGINE | WORKLOAD | {"--repeats"},
     "bench serve": ENGINE | SERVER | WORKLOAD
     | {"--url", "--api-key", "--rate", "--arrival-seed", "--vocab-size", "--max-ttft", "--max-tpot", "--max-itl",

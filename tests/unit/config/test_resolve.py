@@ -201,8 +201,8 @@ def test_blocks_stop_at_what_can_be_used() -> None:
     ("spec", "linear_bits", "embedding_bits"),
     [
         # codes, and 16 bits of scale for 192 or 256 inputs, or 32 bits of scale and minimum for a group
-        ("int8", None, 8 + 16 / 192),
-        ("int8:group=32", 8.5, 8.5),
+        ("int8:group=0", None, 8 + 16 / 192),
+        ("int8", 8.5, 8.5),
         ("int8:group=32,symmetric=false", 9, 9),
         ("int4", 5, 8.5),
         ("int4:group=64", 4.5, 8.5),

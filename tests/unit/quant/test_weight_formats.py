@@ -104,8 +104,8 @@ def by_block(weight: torch.Tensor, height: int, width: int) -> np.ndarray:
 
 
 EXPECTED: dict[str, Callable[[torch.Tensor], np.ndarray]] = {
-    "int8": lambda w: by_group(w, COLUMNS, lambda part: symmetric(part, 8)),
-    "int8:group=32": lambda w: by_group(w, 32, lambda part: symmetric(part, 8)),
+    "int8": lambda w: by_group(w, 32, lambda part: symmetric(part, 8)),
+    "int8:group=0": lambda w: by_group(w, COLUMNS, lambda part: symmetric(part, 8)),
     "int8:group=64,symmetric=false": lambda w: by_group(w, 64, lambda part: with_minimum(part, 8)),
     "w8a8": lambda w: by_group(w, COLUMNS, lambda part: symmetric(part, 8)),
     "int4": lambda w: by_group(w, 32, lambda part: with_minimum(part, 4)),
@@ -151,7 +151,8 @@ def test_the_check_rejects_scales_along_the_wrong_axis() -> None:
     weight = sample()
     knobs = {"bits": 8, "symmetric": True, "inputs": "exact"}
     down = round_to_integers(weight.t().contiguous(), group=ROWS, **knobs)  # type: ignore[arg-type]
-    assert not np.allclose(down.dequantize().t().numpy(), EXPECTED["int8"](weight), rtol=2e-6)
+    right = EXPECTED["int8:group=0"](weight)
+    assert not np.allclose(down.dequantize().t().numpy(), right, rtol=2e-6)
     columns = round_to_float8(weight, block=(ROWS, 1), inputs="exact")
     assert not agrees(columns, EXPECTED["fp8"](weight))
 
@@ -182,7 +183,7 @@ def test_finer_scales_are_nearer() -> None:
         assert not isinstance(made, torch.Tensor)
         return float((made.dequantize() - weight).norm())
 
-    assert error("int8:group=32") < error("int8") < error("int4:group=32")
+    assert error("int8") < error("int8:group=0") < error("int4:group=32")
     assert error("int4:group=32") < error("int4:group=64") < error("int4:group=0")
     assert error("fp8") < error("fp8:scale=tensor")
 
@@ -240,7 +241,10 @@ def test_mistakes(spec: str, sentence: str) -> None:
 @pytest.mark.skipif(not native_available()[0], reason=native_available()[1])
 @pytest.mark.parametrize(
     "spec",
-    ["int8", "int8:group=32,symmetric=false", "w8a8", "int4", "int4:group=96", "int4:group=0,symmetric=true"],
+    [
+        "int8", "int8:group=0", "int8:group=32,symmetric=false", "w8a8", "int4", "int4:group=96",
+        "int4:group=0,symmetric=true",
+    ],
 )  # fmt: skip
 def test_the_plan_counts_what_the_native_kernels_hold(spec: str) -> None:
     ops = NativeOps(torch.bfloat16, 1)

@@ -1,9 +1,11 @@
-"""Weights in 8-bit integers by round-to-nearest at load, one scale for each output.
+"""Weights in 8-bit integers by round-to-nearest at load, in groups of inputs.
 
-Idea: code = round(w / s) with s = max |w| / 127 over the inputs of an output, or of a group of them; activations stay
-as they are unless asked for. Reference: the weight-only form of LLM.int8() (arXiv 2208.07339).
-Cost: half the bytes of bfloat16; almost none in quality. Good for: decode, which reads every weight.
-Conflicts: the Triton kernels make the codes dense when they load them, so a GPU saves no memory by it.
+Idea: code = round(w / s) with s = max |w| / 127 over a group of inputs, or over all of an output (group=0).
+Reference: the weight-only form of LLM.int8() (arXiv 2208.07339).
+Cost: half the bytes of bfloat16; little in quality. With bfloat16 the native kernels round activations to 8 bits too,
+by group, which is faster and costs more than the weights do; activations=exact leaves them alone.
+Good for: decode, which reads every weight. Conflicts: the Triton kernels make the codes dense when they load them, so
+a GPU saves no memory by it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Int8:
     class Config:
         """Knobs of `int8:group=...,symmetric=...,activations=...`."""
 
-        group: int = 0  # inputs that share a scale; 0: all
+        group: int = 32  # inputs that share a scale; 0: all
         symmetric: bool = True
         activations: str = "free"  # free, exact, token or group (kernels.inputs)
 

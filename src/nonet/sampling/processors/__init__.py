@@ -1,7 +1,7 @@
 """Everything that shapes a distribution before the draw, and the order in which it happens.
 
-Logits are changed first (bias, forbidden endings, penalties, temperature); then the tokens are ranked and cut (min-p,
-top-k, top-p, each on what the one before left). The order is vLLM's.
+Logits are changed first (bias, forbidden endings, penalties, temperature, forced outputs); then the tokens are ranked
+and cut (min-p, top-k, top-p, each on what the one before left). The order is vLLM's.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ __all__ = ["PROCESSORS", "PROCESSOR_ORDER", "TRUNCATIONS", "TRUNCATION_ORDER"]
 PROCESSORS = Catalogue(
     "logits processor",
     {
+        "forced": "nonet.sampling.processors.forced:Forced",
         "logit_bias": "nonet.sampling.processors.logit_bias:LogitBias",
         "min_tokens": "nonet.sampling.processors.min_tokens:MinTokens",
         "penalties": "nonet.sampling.processors.penalties:Penalties",
         "temperature": "nonet.sampling.processors.temperature:Temperature",
     },
 )
-PROCESSOR_ORDER = ("logit_bias", "min_tokens", "penalties", "temperature")
+PROCESSOR_ORDER = ("logit_bias", "min_tokens", "penalties", "temperature", "forced")
 
 TRUNCATIONS = Catalogue(
     "truncation",

@@ -1,0 +1,125 @@
+"""JSON for a given schema: does the answer parse, and does it satisfy the schema?
+
+Idea: one message with the schema, greedy answer; fences of Markdown around it are forgiven. Validity is judged by the
+`jsonschema` package where it is installed. Reference: JSONSchemaBench (arXiv 2501.10868).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from nonet.bench.quality.base import Measure, Subject, TaskResult
+from nonet.bench.quality.data import digest, read_lines, sample
+from nonet.bench.quality.distribution_store import DistributionStore
+from nonet.bench.quality.statistics import share_interval
+from nonet.core.errors import ConfigError
+from nonet.core.sampling_params import SamplingParams
+
+__all__ = ["JsonSchema", "parse_answer"]
+
+DATA = "jsonschemabench/cases.jsonl"
+NO_VALIDATOR = "schema validity was not judged: the package jsonschema is not installed"
+
+
+class JsonSchema:
+    """The shares of answers that parse and that satisfy their schema."""
+
+    @dataclass(frozen=True, slots=True)
+    class Config:
+        """Knobs of `jsonschema:n=...,max_tokens=...,max_schema=...,seed=...`."""
+
+        n: int = 50
+        max_tokens: int = 256
+        max_schema: int = 2000  # characters of a schema; longer ones are passed over
+        seed: int = 0
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def measure(
+        self, subject: Subject, environ: Mapping[str, str], store: DistributionStore
+    ) -> TaskResult:
+        knobs = self._config
+        cases = [
+            case
+            for case in read_lines(environ, DATA)
+            if len(json.dumps(case["schema"])) <= knobs.max_schema
+        ]
+        if not cases:
+            raise ConfigError(
+                f"jsonschema: no schema has {knobs.max_schema} characters or fewer; raise max_schema"
+            )
+        items = sample(cases, knobs.n, knobs.seed)
+        questions = [
+            "Write one JSON value that is valid against this JSON Schema. Answer with the JSON alone.\n\n"
+            + json.dumps(item["schema"])
+            for item in items
+        ]
+        params = SamplingParams(temperature=0.0, max_tokens=knobs.max_tokens)
+        answers = subject.ask(questions, [params] * len(items))
+        parsed = [parse_answer(answer) for answer in answers]
+        rows = [("parses", [len(one) == 1 for one in parsed])]
+        validator = _validator()
+        if validator is not None:
+            rows.append(
+                (
+                    "satisfies the schema",
+                    [
+                        len(one) == 1 and _satisfies(validator, one[0], item["schema"])
+                        for one, item in zip(parsed, items, strict=True)
+                    ],
+                )
+            )
+        return TaskResult(
+            measures=[
+                Measure(
+                    name=name, interval=share_interval(hits), items=[float(hit) for hit in hits]
+                )
+                for name, hits in rows
+            ],
+            data=DATA,
+            sha256=digest(items),
+            details={"answers": answers},
+            notes=[] if validator is not None else [NO_VALIDATOR],
+        )
+
+
+def parse_answer(answer: str) -> list[object]:
+    """The JSON value of an answer, as a list of one; empty where there is none.
+
+    >>> parse_answer("```json\\n{}\\n```"), parse_answer("Sure! {}")
+    ([{}], [])
+    """
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", answer, re.DOTALL)
+    try:
+        return [json.loads(fenced.group(1) if fenced else answer)]
+    except ValueError:
+        return []
+
+
+class _Validates(Protocol):
+    def validate(self, instance: object, schema: object) -> None: ...
+
+    ValidationError: type[Exception]
+    SchemaError: type[Exception]
+
+
+def _validator() -> _Validates | None:
+    try:
+        found: _Validates = importlib.import_module("jsonschema")
+    except ImportError:
+        return None
+    return found
+
+
+def _satisfies(validator: _Validates, value: object, schema: object) -> bool:
+    try:
+        validator.validate(value, schema)
+    except (validator.ValidationError, validator.SchemaError):
+        return False
+    return True
