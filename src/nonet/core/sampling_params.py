@@ -38,9 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: none; 0: the chosen token's only
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None  # what shape the output must have
-    forced_ids: list[int] | None = (
-        None  # outputs to take whatever the model says; no client may ask for it
-    )
+    forced_ids: list[int] | None = None  # outputs, whatever the model says; offline only
 
     @property
     def is_greedy(self) -> bool:
