@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from nonet.core.errors import ContextLengthError, InvalidRequestError, OverloadedError
-from nonet.core.messages import EngineInfo, EngineStats
+from nonet.core.messages import (
+    AdapterInfo,
+    Answered,
+    Command,
+    EngineInfo,
+    EngineStats,
+    LoadAdapter,
+)
 from nonet.core.outputs import FinishReason, SequenceDelta, TokenLogprob
 from nonet.core.request import Request
 
@@ -77,6 +84,7 @@ class FakeEngine:
         self._step_tokens = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._answers: list[Answered] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -97,6 +105,22 @@ class FakeEngine:
     @property
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
+
+    @property
+    def has_commands(self) -> bool:
+        return bool(self._answers)
+
+    def command(self, command: Command) -> None:
+        """Loads and unloads anything; a path that holds "wrong" is refused."""
+        if isinstance(command, LoadAdapter) and "wrong" in command.path:
+            self._answers.append(Answered(command.command_id, error="that is wrong"))
+            return
+        info = AdapterInfo(name=command.name, adapter_id=f"{command.name}@fake", rank=4)
+        self._answers.append(Answered(command.command_id, adapter=info))
+
+    def answers(self) -> list[Answered]:
+        ready, self._answers = self._answers, []
+        return ready
 
     def add(self, request: Request) -> None:
         if len(self._waiting) + request.params.n > self._config.max_waiting:
@@ -213,7 +237,7 @@ class FakeEngine:
 
 def next_token(request: Request, index: int, position: int) -> int:
     """The scripted token: a lower-case letter or a space."""
-    key = f"{request.prompt_ids}|{request.params.seed}|{index}|{position}".encode()
+    key = f"{request.prompt_ids}|{request.adapter_id}|{request.params.seed}|{index}|{position}".encode()
     return b"abcdefghijklmnopqrstuvwxyz      "[hashlib.sha256(key).digest()[0] % 32]
 
 

@@ -46,12 +46,14 @@ def _choices(resolved: Resolved, sources: dict[str, str]) -> list[tuple[str, str
     keys = {row.name: row.key for row in options().values()}
     rows = []
     for name in (field.name for field in fields(Resolved)):
-        if name in ("model_path", "memory", "reasons", "groups"):
+        if name in ("model_path", "memory", "reasons", "groups", "adapters"):
             continue
         source = sources.get(keys.get(name, ""))
         why = resolved.reasons.get(name) or (f"set by {source}" if source else "default")
         rows.append((name, str(getattr(resolved, name)), why))
     rows.append(("groups", str(len(resolved.groups)), resolved.reasons["groups"]))
+    slots = "no" if resolved.adapters is None else f"{resolved.adapters.num_slots} slots"
+    rows.append(("adapters", slots, resolved.reasons.get("adapters", "default")))
     known = {name for name, _, _ in rows}
     rows += [(name, "", why) for name, why in resolved.reasons.items() if name not in known]
     return rows
@@ -74,5 +76,13 @@ def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
             f"{tokens} tokens where every layer keeps them all",
         ),
         ("workspace", show_bytes(plan["workspace_bytes"]), "activations, logits, rotary tables"),
+        *_adapter_memory(resolved),
         ("left free", show_bytes(plan["free_bytes"]), f"on {resolved.device}"),
     ]
+
+
+def _adapter_memory(resolved: Resolved) -> list[tuple[str, str, str]]:
+    if resolved.adapters is None:
+        return []
+    slots = resolved.adapters.num_slots
+    return [("adapters", show_bytes(resolved.adapters.slot_bytes), f"{slots} slots")]

@@ -12,6 +12,7 @@ __all__ = [
     "DTYPE_BYTES",
     "KEPT_FORMS",
     "HeldWeights",
+    "adapter_bytes",
     "kv_bytes_per_block",
     "show_bytes",
     "weight_bytes",
@@ -62,6 +63,12 @@ def workspace_bytes(
     tables = (2 if spec.rope_local else 1) * max_model_len * spec.head_dim
     logits = LOGIT_COPIES * max_num_seqs * spec.vocab_size
     return 4 * (max_tokens_per_step * per_token + logits + tables)
+
+
+def adapter_bytes(spec: ModelSpec, rank: int, dtype: str) -> int:
+    """One slot: both factors of every linear layer, at the largest rank."""
+    each_layer = sum(outputs + inputs for outputs, inputs in spec.linears.values())
+    return spec.num_layers * rank * each_layer * DTYPE_BYTES[dtype]
 
 
 def show_bytes(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nonet.config.adapters import plan_adapters
 from nonet.config.computation import choose_computation
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
@@ -87,7 +88,9 @@ def resolve(
     groups = _groups(config, spec, why)
     longest = config.model.max_model_len or spec.max_position
     workspace = workspace_bytes(spec, step_tokens, num_seqs, longest)
-    free = _free_bytes(config, machine, device, how.weight_bytes + workspace, dtype, weight_format)
+    adapters = plan_adapters(config, spec, dtype, why)
+    used = how.weight_bytes + workspace + (adapters.slot_bytes if adapters else 0)
+    free = _free_bytes(config, machine, device, used, dtype, weight_format)
     page = kv_bytes_per_block(spec, groups, block_size, dtype)
     shape = _CacheShape(groups, block_size, step_tokens, page)
     num_blocks = _num_blocks(config, device, shape, free, longest, num_seqs, why)
@@ -109,16 +112,22 @@ def resolve(
         groups=groups,
         max_num_seqs=num_seqs,
         max_tokens_per_step=step_tokens,
-        memory=MemoryPlan(
-            weight_bytes=how.weight_bytes,
-            kv_bytes_per_block=page,
-            kv_bytes=(num_blocks + 1) * page,
-            workspace_bytes=workspace,
-            free_bytes=free - (num_blocks + 1) * page,
-        ),
+        memory=_memory(how.weight_bytes, workspace, free, page, num_blocks),
+        adapters=adapters,
         reasons=why,
         max_leased_blocks=_max_leased(config, num_blocks, shape.blocks(max_model_len)),
         **_as_given(config),
+    )
+
+
+def _memory(weights: int, workspace: int, free: int, page: int, num_blocks: int) -> MemoryPlan:
+    kv = (num_blocks + 1) * page
+    return MemoryPlan(
+        weight_bytes=weights,
+        kv_bytes_per_block=page,
+        kv_bytes=kv,
+        workspace_bytes=workspace,
+        free_bytes=free - kv,
     )
 
 
@@ -229,7 +238,7 @@ def _free_bytes(
         raise ConfigError("the GPU does not tell its free memory; check that nvidia-smi runs")
     if used >= available:
         raise ConfigError(
-            f"weights ({weight_format}, {dtype}) and workspace take {show_bytes(used)}, and "
+            f"weights ({weight_format}, {dtype}), workspace and adapter slots take {show_bytes(used)}, and "
             f"{show_bytes(available)} of memory is free; take a smaller model, a smaller weight_format "
             "or a smaller max_tokens_per_step"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["CacheGroup", "MemoryPlan", "Resolved"]
+__all__ = ["AdapterPlan", "CacheGroup", "MemoryPlan", "Resolved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,17 @@ class CacheGroup:
 
     layers: tuple[int, ...]
     window: int | None  # sliding window in tokens, None for full attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlan:
+    """Adapters over the model."""
+
+    modules: tuple[tuple[str, str], ...]  # name and directory of those loaded at start
+    num_slots: int
+    max_rank: int
+    max_registered: int
+    slot_bytes: int  # of all slots, on the device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,4 +66,5 @@ class Resolved:
     max_waiting: int
     memory: MemoryPlan
     kv_prune: str | None = None  # spec string of a KV pruner
+    adapters: AdapterPlan | None = None  # None: no adapters are served
     reasons: dict[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ __all__ = [
     "Config",
     "Doc",
     "GatewayConfig",
+    "LoraConfig",
     "ModelConfig",
     "RuntimeConfig",
     "SchedulerConfig",
@@ -123,6 +124,24 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Adapters over the model: off unless some are named or may be loaded later."""
+
+    lora_modules: Annotated[
+        tuple[str, ...], Doc("adapters to load at start: NAME=DIRECTORY, as PEFT writes it")
+    ] = ()
+    lora_dir: Annotated[
+        str | None,
+        Doc("directory below which adapters may be loaded while serving; unset: none may"),
+    ] = None
+    max_loras: Annotated[
+        int, Doc("adapters that can run in one step: slots in the device's memory", 1, 1024)
+    ] = 8
+    max_lora_rank: Annotated[int, Doc("largest rank; each slot has room for it", 1, 512)] = 16
+    max_cpu_loras: Annotated[int, Doc("most adapters loaded at a time, in host memory", 1)] = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The HTTP server."""
 
@@ -176,5 +195,6 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)

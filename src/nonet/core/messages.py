@@ -9,16 +9,21 @@ from nonet.core.request import Request
 
 __all__ = [
     "Abort",
+    "AdapterInfo",
     "Add",
+    "Answered",
+    "Command",
     "EngineInfo",
     "EngineMessage",
     "EngineStats",
     "Failed",
+    "LoadAdapter",
     "Outputs",
     "Ping",
     "Ready",
     "ServerMessage",
     "Shutdown",
+    "UnloadAdapter",
 ]
 
 
@@ -43,6 +48,29 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """To the engine: end; what runs is aborted."""
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """To the engine: read the adapter in the directory `path` and offer it; `Answered` follows."""
+
+    command_id: int
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """To the engine: take no new request for this adapter, and drop it when nobody uses it; `Answered` follows."""
+
+    command_id: int
+    name: str
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that requests may ask for. `adapter_id` is what they carry: it changes with the content."""
+
+    name: str
+    adapter_id: str
+    rank: int
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine became at start, for the start-up table and /v1/models."""
 
@@ -59,6 +87,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, str] = {}  # automatic choice -> why
     threads: int = 1
     load_s: float = 0.0
+    adapters: tuple[AdapterInfo, ...] = ()  # those loaded at start
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,5 +135,15 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     is_user_error: bool = False
 
 
-EngineMessage = Add | Abort | Ping | Shutdown
-ServerMessage = Ready | Outputs | Failed
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """To the server: a command is done, or failed for the reason in `error`."""
+
+    command_id: int
+    adapter: AdapterInfo | None = None
+    error: str | None = None
+    is_unknown: bool = False  # what the command names does not exist
+
+
+Command = LoadAdapter | UnloadAdapter
+EngineMessage = Add | Abort | Ping | Shutdown | Command
+ServerMessage = Ready | Outputs | Failed | Answered

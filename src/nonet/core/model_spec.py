@@ -101,6 +101,21 @@ class ModelSpec:
         return self.layer_windows or (None,) * self.num_layers
 
     @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The matrices of one layer by their Hugging Face names: (outputs, inputs)."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+
+    @property
     def num_parameters(self) -> int:
         """Weights in matrices and embeddings; norms and biases are left out (under 0.1 %)."""
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)

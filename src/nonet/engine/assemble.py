@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from nonet.config.resolved import Resolved
@@ -14,6 +15,7 @@ from nonet.core.clock import MonotonicClock
 from nonet.core.messages import EngineInfo
 from nonet.core.model_spec import ModelSpec
 from nonet.core.request import Request
+from nonet.engine.adapters import AdapterParts
 from nonet.engine.engine import Engine, EngineParts
 from nonet.engine.preparations import Preparations, Task
 from nonet.grammar import GRAMMARS
@@ -25,6 +27,7 @@ from nonet.kv.compaction import CompactionRule
 from nonet.kv.prune import PRUNERS
 from nonet.kv.prune.base import Pruner
 from nonet.kv.storage import KVStorage
+from nonet.layers.parameters import Parameters
 from nonet.models.decoder import Decoder
 from nonet.models.registry import FAMILIES
 from nonet.quant.formats import WEIGHT_FORMATS
@@ -66,9 +69,13 @@ def build_engine(
         if resolved.dummy_weights
         else open_weights(Path(resolved.model_path))
     )
-    model = load_model(source, spec, ops, resolved.weight_format, resolved.max_model_len, progress)
+    adapters = AdapterParts(resolved.adapters, spec, ops) if resolved.adapters else None
+    model = load_model(
+        source, spec, ops, resolved.weight_format, resolved.max_model_len, progress, adapters
+    )
+    pool = adapters.open() if adapters else None
     compiler = make_compiler(resolved, spec)
-    device_side = _device_side(resolved, spec, ops, model, compiler, pruner)
+    device_side = _device_side(resolved, spec, ops, model, compiler, pruner, adapters)
     kv = _kv_cache(resolved, pruner)
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
@@ -86,16 +93,18 @@ def build_engine(
         clock,
         batching=BATCHINGS.build(resolved.batching),
         seed=resolved.seed,
+        resources=pool,
     )
     info = _info(resolved, spec, ops, time.monotonic() - began, device_side.recording is not None)
     parts = EngineParts(
         scheduler=scheduler,
         executor=LocalExecutor(device_side.runner),
         clock=clock,
-        info=info,
+        info=info if pool is None else msgspec.structs.replace(info, adapters=pool.adapters),
         depth=0,
         close=ops.close,
         preparations=Preparations([lambda request: _compiling(compiler, request)]),
+        commands=pool,
     )
     return Engine(parts)
 
@@ -119,10 +128,15 @@ def load_model(
     weight_format: str,
     max_model_len: int,
     progress: Callable[[int, int], None] | None = None,
+    adapters: AdapterParts | None = None,
 ) -> Decoder:
-    """The model with its weights packed; closes the source."""
+    """The model with its weights packed, and with slots for adapters if asked; closes the source."""
     try:
-        parameters = LoadedParameters(source, spec, ops, WEIGHT_FORMATS.build(weight_format))
+        parameters: Parameters = LoadedParameters(
+            source, spec, ops, WEIGHT_FORMATS.build(weight_format)
+        )
+        if adapters is not None:
+            ops, parameters = adapters.ops, adapters.wrap(parameters)
         return Decoder(spec, ops, parameters, FAMILIES.load(spec.family), max_model_len, progress)
     finally:
         source.close()
@@ -169,6 +183,7 @@ def _device_side(
     model: Decoder,
     compiler: GrammarCompiler,
     pruner: Pruner | None,
+    adapters: AdapterParts | None,
 ) -> _DeviceSide:
     storage = KVStorage(spec, resolved.groups, ops, resolved.num_blocks, resolved.block_size)
     max_blocks = -(-resolved.max_model_len // resolved.block_size)
@@ -182,6 +197,9 @@ def _device_side(
         num_groups=len(resolved.groups),
         device=ops.device,
     )
+    if adapters is not None:
+        adapters.ops.rows = buffers.adapters
+        ops = adapters.ops
     recording = None
     if resolved.recording:
         with torch.inference_mode():
@@ -190,7 +208,9 @@ def _device_side(
             )
     masking = GrammarMask(spec.vocab_size, compiler)
     sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking])
-    sequences = SequenceTable(resolved.max_num_seqs, max_blocks, len(resolved.groups))
+    adapter_slot = adapters.slot_of if adapters is not None else None
+    num_groups = len(resolved.groups)
+    sequences = SequenceTable(resolved.max_num_seqs, max_blocks, num_groups, adapter_slot)
     compactor = None if pruner is None else Compactor(pruner, spec, ops, storage)
     return _DeviceSide(Runner(model, buffers, sequences, sampler, recording, compactor), recording)
 

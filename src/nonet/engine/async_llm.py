@@ -16,6 +16,7 @@ import msgspec
 
 from nonet.config.load import from_options
 from nonet.config.schema import Config
+from nonet.core.errors import InvalidRequestError
 from nonet.core.outputs import RequestOutput
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
@@ -50,9 +51,15 @@ class AsyncLLM:
         await self.client.close()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt (text or token ids); yields the result so far after every step that brought something.
+
+        `adapter` is the name of one that `client.adapters` knows.
 
         Leaving the loop early aborts the request. It is the same object each time, and `finished` on the last.
         """
@@ -62,6 +69,7 @@ class AsyncLLM:
             prompt_ids=self.reader.prompt_ids(prompt),
             params=wanted,
             eos_ids=self.spec.eos_ids,
+            adapter_id=self._adapter_id(adapter),
         )
         tokenizer = None if self.resolved.dummy_weights else self.reader.tokenizer
         pending = PendingRequest(request, prompt if isinstance(prompt, str) else None, tokenizer)
@@ -80,7 +88,16 @@ class AsyncLLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         template_kwargs: Mapping[str, object] | None = None,
+        adapter: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer a conversation; see `generate`."""
         ids = self.reader.chat_ids(messages, tools=tools, template_kwargs=template_kwargs)
-        return self.generate(ids, params)
+        return self.generate(ids, params, adapter=adapter)
+
+    def _adapter_id(self, name: str | None) -> str:
+        if name is None:
+            return ""
+        known = self.client.adapters.find(name)
+        if known is None:
+            raise InvalidRequestError(f"no adapter {name!r} is loaded")
+        return known.adapter_id

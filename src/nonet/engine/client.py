@@ -19,9 +19,21 @@ from nonet.core.errors import (
     NonetError,
     UnavailableError,
 )
-from nonet.core.messages import Abort, Add, EngineInfo, EngineStats, Failed, Outputs, Ping, Ready
+from nonet.core.messages import (
+    Abort,
+    Add,
+    Answered,
+    Command,
+    EngineInfo,
+    EngineStats,
+    Failed,
+    Outputs,
+    Ping,
+    Ready,
+)
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
+from nonet.engine.adapter_registry import AdapterRegistry
 from nonet.engine.link import EngineLaunch, EngineLink
 from nonet.engine.mailbox import Mailbox
 from nonet.engine.supervise import HangWatch, Quarantine, RestartPolicy, Supervision
@@ -62,6 +74,7 @@ class EngineClient:
         self._failure: Failed | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._num_deaths = 0
+        self.adapters = AdapterRegistry(self._send_command)
 
     @property
     def info(self) -> EngineInfo:
@@ -217,6 +230,8 @@ class EngineClient:
                 if box is not None:
                     box.fail(rejection_error(frame))
                     box.drop(request_id, None)
+            case Answered():
+                self.adapters.answered(frame)
             case Ready(info=info):
                 self._info = info
                 self._ready.set()
@@ -234,6 +249,7 @@ class EngineClient:
 
     def _on_exit(self, code: int) -> None:
         self._is_ready = False
+        self.adapters.fail(EngineDeadError("the engine stopped"))
         said = "" if self._failure is None else self._failure.error
         logger.error("event=engine_exit pid=%d code=%d error=%r", self.pid, code, said)
         self._ended.set()
@@ -258,6 +274,9 @@ class EngineClient:
             raise self._start_error()
         self._watch = HangWatch(self._limits, time.monotonic())
         self._stats = EngineStats()
+        await self.adapters.restore(self.info)
+        if self._ended.is_set():
+            raise self._start_error()
         self._is_ready = True
 
     def _start_error(self) -> NonetError:
@@ -332,7 +351,11 @@ class EngineClient:
         self._stats = EngineStats()
         await self._drop_link()
 
+    def _send_command(self, command: Command) -> bool:
+        return self._link is not None and self._link.send(command)
+
     def _fail_all(self, error: NonetError) -> None:
+        self.adapters.fail(error)
         for box in set(self._mailboxes.values()):
             box.fail(error)
 

@@ -9,19 +9,38 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
 from nonet.core.clock import Clock
-from nonet.core.errors import InvalidRequestError
-from nonet.core.messages import EngineInfo, EngineStats
+from nonet.core.errors import ConfigError, InvalidRequestError
+from nonet.core.messages import Answered, Command, EngineInfo, EngineStats
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
 from nonet.engine.preparations import Preparations
 from nonet.runner.executor import Flight, LocalExecutor
 from nonet.scheduler.scheduler import Scheduler
 
-__all__ = ["Engine", "EngineParts", "EngineTimes"]
+__all__ = ["Commands", "Engine", "EngineParts", "EngineTimes"]
+
+
+class Commands(Protocol):
+    """Who carries out what the server asks for besides requests. Never blocks."""
+
+    @property
+    def is_busy(self) -> bool:
+        """An answer is still to come."""
+        ...
+
+    def command(self, command: Command) -> None: ...
+
+    def answers(self) -> list[Answered]:
+        """Answers that became ready since the last call."""
+        ...
+
+    def close(self) -> None: ...
+
 
 IDLE_WAIT_S = 0.005  # while all that there is to do waits for preparations
 
@@ -37,6 +56,7 @@ class EngineParts:
     depth: int
     close: Callable[[], None]
     preparations: Preparations = field(default_factory=Preparations)
+    commands: Commands | None = None  # None: there is nothing to command
 
 
 @dataclass(slots=True)
@@ -101,6 +121,22 @@ class Engine:
         self.times.apply_s += time.perf_counter() - executed
         return scheduler.drain_deltas()
 
+    @property
+    def has_commands(self) -> bool:
+        """A command has not been answered yet."""
+        return self.parts.commands is not None and self.parts.commands.is_busy
+
+    def command(self, command: Command) -> None:
+        """Begin to carry it out, between steps; `answers` says how it went."""
+        if self.parts.commands is None:
+            raise ConfigError(
+                "this engine serves no adapters; start it with lora_dir or lora_modules"
+            )
+        self.parts.commands.command(command)
+
+    def answers(self) -> list[Answered]:
+        return self.parts.commands.answers() if self.parts.commands is not None else []
+
     def stats(self) -> EngineStats:
         times = self.parts.executor.times
         return msgspec.structs.replace(
@@ -118,11 +154,15 @@ class Engine:
     def close(self) -> None:
         """Free threads and memory; the engine cannot be used afterwards."""
         self.parts.preparations.close()
+        if self.parts.commands is not None:
+            self.parts.commands.close()
         self.parts.close()
 
     def _verify(self, request: Request) -> None:
         info = self.parts.info
         request.params.verify(info.vocab_size)
+        if request.adapter_id and self.parts.commands is None:
+            raise InvalidRequestError("this engine serves no adapters", "model")
         if not request.prompt_ids:
             return  # the scheduler refuses it
         highest = max(request.prompt_ids)

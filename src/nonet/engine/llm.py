@@ -6,6 +6,7 @@ print(llm.generate(["The capital of France is"], SamplingParams(temperature=0.0)
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from types import TracebackType
 from nonet.config.load import from_options
 from nonet.config.schema import Config
 from nonet.core.errors import InvalidRequestError
+from nonet.core.messages import AdapterInfo, Answered, Command, LoadAdapter, UnloadAdapter
 from nonet.core.outputs import RequestOutput, SequenceDelta
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
@@ -24,6 +26,8 @@ from nonet.engine.results import PendingRequest
 from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Message", "Prompt"]
+
+ANSWER_POLL_S = 0.002
 
 
 class LLM:
@@ -44,6 +48,7 @@ class LLM:
         self.resolved, self.spec = resolve_config(self.config)
         self._reader = PromptReader(Path(self.resolved.model_path))
         self.engine: Engine = build_engine(self.resolved, self.spec, load_progress)
+        self._adapters = {adapter.name: adapter for adapter in self.engine.info.adapters}
         self._requests_made = 0
 
     def __enter__(self) -> LLM:
@@ -66,21 +71,40 @@ class LLM:
         """The model's tokenizer; token ids alone work without one."""
         return self._reader.tokenizer
 
+    @property
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that `generate` and `chat` may name."""
+        return list(self._adapters.values())
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Offer the adapter in a directory that PEFT has written; InvalidRequestError says what is wrong with it."""
+        answer = self._command(LoadAdapter(0, name, str(path)))
+        assert answer.adapter is not None
+        self._adapters[name] = answer.adapter
+
+    def unload_adapter(self, name: str) -> None:
+        """Take it back."""
+        self._command(UnloadAdapter(0, name))
+        del self._adapters[name]
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt, all in one batch; outputs come in the order of the prompts.
 
         A prompt is text or token ids. `params` is one for all, or one per prompt; without it the model's own
-        recommendations apply. `on_progress` is called with (finished, all) requests.
+        recommendations apply. `adapter` is the name of a loaded one, for all prompts or one (or None) per prompt.
+        `on_progress` is called with (finished, all) requests.
         """
         listed = _as_list(prompts)
         each = self._params_for(listed, params)
-        pending = [self._pending(prompt, one) for prompt, one in zip(listed, each, strict=True)]
+        adapters = self._adapters_for(listed, adapter)
+        pending = [self._pending(*one) for one in zip(listed, each, adapters, strict=True)]
         return self._run(pending, on_progress)
 
     def chat(
@@ -90,6 +114,7 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         template_kwargs: Mapping[str, object] | None = None,
+        adapter: str | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several; a conversation is a list of {"role", "content"} messages."""
         conversations = _as_conversations(messages)
@@ -98,7 +123,7 @@ class LLM:
             conversations, self._params_for(conversations, params), strict=True
         ):
             ids = self._reader.chat_ids(conversation, tools=tools, template_kwargs=template_kwargs)
-            pending.append(self._pending(ids, one))
+            pending.append(self._pending(ids, one, self._adapter_id(adapter)))
         return self._run(pending, None)
 
     def distributions(self, texts: Iterable[GivenText]) -> Iterator[Logits]:
@@ -118,13 +143,45 @@ class LLM:
             )
         return list(params)
 
-    def _pending(self, prompt: Prompt, params: SamplingParams) -> PendingRequest:
+    def _adapters_for(
+        self, prompts: Sequence[Prompt], adapter: str | Sequence[str | None] | None
+    ) -> list[str]:
+        if adapter is None or isinstance(adapter, str):
+            return [self._adapter_id(adapter)] * len(prompts)
+        if len(adapter) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(adapter)} adapters were given for {len(prompts)} prompts; give one, or one for each"
+            )
+        return [self._adapter_id(name) for name in adapter]
+
+    def _adapter_id(self, name: str | None) -> str:
+        if name is None:
+            return ""
+        known = {adapter.name: adapter.adapter_id for adapter in self.adapters}
+        if name not in known:
+            raise InvalidRequestError(
+                f"no adapter {name!r} is loaded; loaded: {', '.join(sorted(known)) or 'none'}"
+            )
+        return known[name]
+
+    def _command(self, command: Command) -> Answered:
+        """Carry it out and wait for its answer."""
+        self.engine.command(command)
+        while True:
+            for answer in self.engine.answers():
+                if answer.error is not None:
+                    raise InvalidRequestError(answer.error)
+                return answer
+            time.sleep(ANSWER_POLL_S)
+
+    def _pending(self, prompt: Prompt, params: SamplingParams, adapter_id: str) -> PendingRequest:
         self._requests_made += 1
         request = Request(
             request_id=f"llm-{self._requests_made}",
             prompt_ids=self._reader.prompt_ids(prompt),
             params=params,
             eos_ids=self.spec.eos_ids,
+            adapter_id=adapter_id,
         )
         tokenizer = (
             None if self.resolved.dummy_weights else self.tokenizer

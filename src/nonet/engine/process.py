@@ -27,14 +27,18 @@ from nonet.core.errors import OverloadedError, UserError
 from nonet.core.messages import (
     Abort,
     Add,
+    Answered,
+    Command,
     EngineInfo,
     EngineMessage,
     EngineStats,
     Failed,
+    LoadAdapter,
     Outputs,
     Ping,
     Ready,
     Shutdown,
+    UnloadAdapter,
 )
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
@@ -49,6 +53,7 @@ from nonet.engine.wire import (
 __all__ = ["EngineLike", "main", "resolved_engine", "run_engine"]
 
 STATS_INTERVAL_S = 0.25
+ANSWER_POLL_MS = 10  # how often an idle engine looks whether a command is done
 EXIT_FAILED = 1
 EXIT_ORPHANED = 3
 
@@ -62,8 +67,12 @@ class EngineLike(Protocol):
     def info(self) -> EngineInfo: ...
     @property
     def has_work(self) -> bool: ...
+    @property
+    def has_commands(self) -> bool: ...
     def add(self, request: Request) -> None: ...
     def abort(self, request_ids: list[str], index: int | None = None) -> None: ...
+    def command(self, command: Command) -> None: ...
+    def answers(self) -> list[Answered]: ...
     def step(self) -> list[SequenceDelta]: ...
     def stats(self) -> EngineStats: ...
     def check_integrity(self) -> None: ...
@@ -145,13 +154,16 @@ class _EngineLoop:
                 self._report(self._engine.step())
             elif not self._is_idle:
                 self._become_idle()
+            if self._engine.has_commands:
+                for answer in self._engine.answers():
+                    _send(self._socket, answer)
             if self._ping_waits:
                 self._send_stats([])
 
     def _receive(self, *, block: bool) -> None:
         """Handle all frames that are there; with `block`, wait for the first."""
         if block:
-            self._socket.poll()
+            self._socket.poll(ANSWER_POLL_MS if self._engine.has_commands else None)
         while not self._stopped:
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
@@ -171,6 +183,11 @@ class _EngineLoop:
                     self._engine.add(request)
                 except (UserError, OverloadedError) as error:
                     _send(self._socket, rejection_of(request.request_id, error))
+            case LoadAdapter() | UnloadAdapter():
+                try:
+                    self._engine.command(message)
+                except UserError as error:
+                    _send(self._socket, Answered(message.command_id, error=str(error)))
             case Abort(request_ids=request_ids, index=index):
                 self._engine.abort(request_ids, index)
             case Ping():

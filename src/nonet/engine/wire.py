@@ -17,7 +17,7 @@ from nonet.core.errors import (
     OverloadedError,
     UserError,
 )
-from nonet.core.messages import EngineMessage, Failed, Outputs, Ready
+from nonet.core.messages import Answered, EngineMessage, Failed, Outputs, Ready
 
 __all__ = [
     "EngineFrame",
@@ -52,7 +52,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     config: msgspec.Raw
 
 
-EngineFrame = Ready | Outputs | Failed | Rejected
+EngineFrame = Ready | Outputs | Failed | Rejected | Answered
 
 
 def encode(message: EngineMessage | EngineFrame) -> bytes:

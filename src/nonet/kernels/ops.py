@@ -24,6 +24,7 @@ __all__ = [
     "Activation",
     "AttentionInputs",
     "LayerCache",
+    "LowRankFactors",
     "Ops",
     "PackedLinear",
     "QKVLayout",
@@ -79,6 +80,24 @@ class AttentionInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRankFactors:
+    """Additions of low rank R to one linear layer, one per slot; slot s, from 1, lies at index s - 1.
+
+    The layer may be several matrices on top of each other: P parts, whose outputs end at `ends`. first [S, P * R, K]: R
+    rows for each part. second [S, R, N]: its columns from one end to the next belong to that part and its rows of
+    `first`. Both have the weights' dtype; a factor of lower rank is filled up with zeros.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    ends: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return self.second.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
 class StepShape:
     """How much of the step's buffers is in use."""
 
@@ -114,6 +133,15 @@ class Ops(Protocol):
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
         """x [T, K] times the weight transposed, plus its bias: [T, N]."""
+        ...
+
+    def lora(
+        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds to out [T, N], in place, second * (first * x) of each token's slot, float32 inside; returns `out`.
+
+        x [T, K]; slots int32 [T], 0 adds nothing. `out` is what `linear` made of `x`.
+        """
         ...
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None) -> torch.Tensor:

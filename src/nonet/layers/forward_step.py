@@ -9,7 +9,7 @@ import torch
 
 from nonet.kernels.ops import AttentionInputs, LayerCache
 
-__all__ = ["ForwardStep"]
+__all__ = ["AdapterRows", "ForwardStep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +26,14 @@ class ForwardStep:
     inputs: tuple[AttentionInputs, ...]
     caches: tuple[LayerCache, ...]
     on_queries: Callable[[int, torch.Tensor], None] | None = None
+
+
+@dataclass(slots=True)
+class AdapterRows:
+    """Which adapter slot each token of the step has, 0 for none; the step's buffers own and fill it.
+
+    slots int32, at a fixed address and as long as the largest step. `in_use`: some token of the step has a slot.
+    """
+
+    slots: torch.Tensor
+    in_use: bool = False

@@ -12,7 +12,7 @@ import torch
 from nonet.core.step import Row
 from nonet.kernels.ops import AttentionInputs, StepShape
 from nonet.kv.storage import KVStorage
-from nonet.layers.forward_step import ForwardStep
+from nonet.layers.forward_step import AdapterRows, ForwardStep
 from nonet.runner.sequences import SequenceTable
 
 __all__ = ["StepBuffers"]
@@ -44,13 +44,14 @@ class StepBuffers:
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self.max_rows = max_rows
-        sizes = [max_tokens, max_tokens, max_num_seqs + 1, max_rows]
+        sizes = [max_tokens, max_tokens, max_tokens, max_num_seqs + 1, max_rows]
         sizes += [max_num_seqs, max_tokens, max_num_seqs * max_blocks] * num_groups
         host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type != "cpu")
         self._host = host
         self._device = host if device.type == "cpu" else torch.zeros_like(host, device=device)
         self._here = _Views.cut(host.split(sizes), max_blocks)
         self._there = _Views.cut(self._device.split(sizes), max_blocks)
+        self.adapters = AdapterRows(self._there.adapters)
 
     @property
     def largest(self) -> StepShape:
@@ -77,6 +78,7 @@ class StepBuffers:
         self._here.positions.numpy()[:total] = starts[owner] + offset
         self._fill_tokens(rows, sequences, ends - counts)
         self._fill_cache_places(rows, sequences, counts, starts, owner, offset)
+        self._fill_adapters(rows, sequences, owner)
         num_rows = self._fill_rows(rows, ends)
         shape = StepShape(total, len(rows), num_rows)
         longest = int((starts + counts).max())
@@ -122,6 +124,11 @@ class StepBuffers:
                 mine[owner, place // size] * size + place % size
             )
 
+    def _fill_adapters(self, rows: Sequence[Row], sequences: SequenceTable, owner: Ints) -> None:
+        slots = np.fromiter((sequences[row.seq_id].adapter for row in rows), np.int32, len(rows))
+        self._here.adapters.numpy()[: len(owner)] = slots[owner]
+        self.adapters.in_use = bool(slots.any())
+
     def _fill_rows(self, rows: Sequence[Row], ends: Ints) -> int:
         wanted: list[int] = []
         for row, end in zip(rows, ends.tolist(), strict=True):
@@ -152,7 +159,7 @@ class StepBuffers:
 
     def _pad(self, shape: StepShape) -> None:
         here = self._here
-        for view in (here.token_ids, here.positions):
+        for view in (here.token_ids, here.positions, here.adapters):
             view.numpy()[shape.num_tokens :] = 0
         here.rows.numpy()[shape.num_rows :] = 0
         here.query_start.numpy()[shape.num_seqs + 1 :] = shape.num_tokens
@@ -167,6 +174,7 @@ class _Views:
 
     token_ids: torch.Tensor
     positions: torch.Tensor
+    adapters: torch.Tensor
     query_start: torch.Tensor
     rows: torch.Tensor
     kv_len: list[torch.Tensor]
@@ -175,8 +183,15 @@ class _Views:
 
     @classmethod
     def cut(cls, pieces: Sequence[torch.Tensor], max_blocks: int) -> _Views:
-        token_ids, positions, query_start, rows, *groups = pieces
+        token_ids, positions, adapters, query_start, rows, *groups = pieces
         tables = [piece.view(-1, max_blocks) for piece in groups[2::3]]
         return cls(
-            token_ids, positions, query_start, rows, list(groups[0::3]), list(groups[1::3]), tables
+            token_ids,
+            positions,
+            adapters,
+            query_start,
+            rows,
+            list(groups[0::3]),
+            list(groups[1::3]),
+            tables,
         )

@@ -5,6 +5,7 @@ A slot is a small number, 0 to max_num_seqs - 1, that indexes every per-sequence
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +24,28 @@ class LiveSequence:
     token_ids: list[int]
     num_prompt: int
     params: SamplingParams
+    adapter: int = 0  # slot of its adapter, 0 for none
 
 
 class SequenceTable:
-    """Live sequences by id, and their block tables as one int32 array [slots, blocks] per cache group."""
+    """Live sequences by id, and their block tables as one int32 array [slots, blocks] per cache group.
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, num_groups: int) -> None:
+    `adapter_slot` tells where the adapter of a sequence lies; it stays there while the sequence lives.
+    """
+
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_blocks: int,
+        num_groups: int,
+        adapter_slot: Callable[[str], int] | None = None,
+    ) -> None:
         self.tables = [
             np.zeros((max_num_seqs, max_blocks), dtype=np.int32) for _ in range(num_groups)
         ]
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._live: dict[int, LiveSequence] = {}
+        self._adapter_slot = adapter_slot if adapter_slot is not None else _no_adapter
 
     def __getitem__(self, seq_id: int) -> LiveSequence:
         return self._live[seq_id]
@@ -47,7 +59,8 @@ class SequenceTable:
         slot = self._free_slots.pop()
         for table in self.tables:
             table[slot] = 0
-        sequence = LiveSequence(slot, list(new.token_ids), new.num_prompt, new.params)
+        adapter = self._adapter_slot(new.adapter_id)
+        sequence = LiveSequence(slot, list(new.token_ids), new.num_prompt, new.params, adapter)
         self._live[new.seq_id] = sequence
         return sequence
 
@@ -62,3 +75,8 @@ class SequenceTable:
     def update_table(self, update: BlockTableUpdate) -> None:
         row = self.tables[update.group][self._live[update.seq_id].slot]
         row[update.start : update.start + len(update.block_ids)] = update.block_ids
+
+
+def _no_adapter(adapter_id: str) -> int:
+    assert not adapter_id, f"adapter {adapter_id!r} was let in although there are none"
+    return 0

@@ -88,7 +88,7 @@ class Planner:
         ready = (
             seq for seq in roster.waiting.values() if not seq.blockers and not seq.num_in_flight
         )
-        first = next(iter(self._policy.order(ready, now)), None)
+        first = next(iter(roster.resources.startable(self._policy.order(ready, now))), None)
         while first is not None and not roster.leaving and self._is_shut_out(first):
             other = self._policy.displaced(first, now)
             if other is None:
@@ -170,11 +170,11 @@ class Planner:
             return
         seats = self._batching.seats(len(roster.running) + len(roster.leaving), seats)
         promised = sum(self._growth(seq) for seq in roster.running.values())
-        for seq in self._policy.order(roster.waiting.values(), step.now):
+        ordered = self._policy.order(roster.waiting.values(), step.now)
+        able = (seq for seq in ordered if not seq.blockers and not seq.num_in_flight)
+        for seq in roster.resources.startable(able):
             if not seats or not step.budget.left:
                 return
-            if seq.blockers or seq.num_in_flight:
-                continue
             if roster.running and promised >= kv.num_free:
                 return
             hit = kv.match(seq)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nonet.kv.cache import KVCache
 from nonet.kv.user import PrefixHit
+from nonet.scheduler.resources import Resources
 from nonet.scheduler.sequence import RequestState, Sequence, Status
 
 __all__ = ["SIBLING", "Roster"]
@@ -18,8 +19,9 @@ class Roster:
     has finished; until then it is *leaving*. `gone` collects what the runner may forget.
     """
 
-    def __init__(self, kv: KVCache) -> None:
+    def __init__(self, kv: KVCache, resources: Resources) -> None:
         self._kv = kv
+        self.resources = resources
         self.requests: dict[str, RequestState] = {}
         self.waiting: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
@@ -46,6 +48,7 @@ class Roster:
         del self.waiting[seq.seq_id]
         self.running[seq.seq_id] = seq
         self._unqueue(seq)
+        self.resources.start(seq)
         self._kv.attach(seq, hit)
         seq.num_computed = seq.num_planned = hit.num_tokens
         if seq.num_cached is None:
@@ -64,6 +67,7 @@ class Roster:
         self.waiting.pop(seq.seq_id, None)
         self._unqueue(seq)
         self._promote_follower(seq)
+        self.resources.leave(seq)
         state = self.requests[seq.request.request_id]
         state.num_unfinished -= 1
         if state.num_unfinished == 0:
@@ -123,6 +127,7 @@ class Roster:
     def _release(self, seq: Sequence) -> None:
         if self._kv.holds(seq):
             self._kv.release(seq)
+            self.resources.stop(seq)
             self.gone.append(seq.seq_id)
         if seq.status is Status.PREEMPTED:
             seq.forget()

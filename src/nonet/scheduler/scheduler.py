@@ -27,6 +27,7 @@ from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.load import Load, StepCost
 from nonet.scheduler.planner import Planner
 from nonet.scheduler.policy.base import Policy
+from nonet.scheduler.resources import Nothing, Resources
 from nonet.scheduler.roster import Roster
 from nonet.scheduler.sequence import RequestState, Sequence, Status
 from nonet.scheduler.stop import extend, stop_ids_of
@@ -78,13 +79,15 @@ class Scheduler:
         *,
         batching: Batching | None = None,
         seed: int = 0,
+        resources: Resources | None = None,
     ) -> None:
         self._limits = limits
         self._kv = kv
         self._clock = clock
         self._seed = seed
         limits.check_compaction(kv.compaction)
-        self._roster = Roster(kv)
+        self._resources = resources if resources is not None else Nothing()
+        self._roster = Roster(kv, self._resources)
         self._planner = Planner(limits, kv, policy, batching or ContinuousBatching(), self._roster)
         self._policy = policy
         self._load = Load(
@@ -118,6 +121,7 @@ class Scheduler:
         self._check(request)
         now = self._clock.now()
         self._refuse_excess(request, now)
+        self._resources.enter(request)
         state = RequestState(request=request)
         for index in range(request.params.n):
             state.sequences.append(self._new_sequence(request, index, now))
@@ -201,7 +205,8 @@ class Scheduler:
 
     def check_integrity(self) -> list[str]:
         """What is wrong with queues, tables, pool and prefix index; empty when all is well."""
-        return self._roster.check_integrity() + self._kv.check_integrity()
+        problems = self._roster.check_integrity() + self._kv.check_integrity()
+        return problems + self._resources.check_integrity()
 
     def _refuse_excess(self, request: Request, now: float) -> None:
         """OverloadedError when the queue is full, or when the policy wants the request later."""

@@ -80,25 +80,21 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    hidden = spec.hidden_size
     norms = ["input_layernorm", "post_attention_layernorm"]
     if spec.sandwich_norm:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (hidden,) for name in norms}
     if spec.qk_norm:
         shapes |= {f"self_attn.{part}_norm.weight": (spec.head_dim,) for part in "qk"}
-    linears = [
-        ("self_attn.q_proj", queries, hidden, spec.qkv_bias),
-        ("self_attn.k_proj", keys, hidden, spec.qkv_bias),
-        ("self_attn.v_proj", keys, hidden, spec.qkv_bias),
-        ("self_attn.o_proj", hidden, queries, spec.output_bias),
-        ("mlp.gate_proj", inner, hidden, spec.mlp_bias),
-        ("mlp.up_proj", inner, hidden, spec.mlp_bias),
-        ("mlp.down_proj", hidden, inner, spec.mlp_bias),
-    ]
-    for name, outputs, inputs, has_bias in linears:
+    for name, (outputs, inputs) in spec.linears.items():
         shapes[f"{name}.weight"] = (outputs, inputs)
-        if has_bias:
+        if _has_bias(spec, name):
             shapes[f"{name}.bias"] = (outputs,)
     return shapes
+
+
+def _has_bias(spec: ModelSpec, name: str) -> bool:
+    if name.startswith("mlp."):
+        return spec.mlp_bias
+    return spec.output_bias if name == "self_attn.o_proj" else spec.qkv_bias

@@ -18,7 +18,8 @@ ENGINE = {
     "--seed", "--block-size", "--num-blocks", "--memory-fraction", "--memory-gib", "--prefix-cache",
     "--kv-prune", "--kv-reservation", "--policy", "--batching",
     "--max-num-seqs", "--max-tokens-per-step", "--chunked-prefill", "--max-waiting", "--device", "--kernels",
-    "--recording", "--threads", "--config", "--lease-fraction",
+    "--recording", "--threads", "--lora-modules", "--lora-dir", "--max-loras", "--max-lora-rank", "--max-cpu-loras",
+    "--config", "--lease-fraction",
 }  # fmt: skip
 SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",

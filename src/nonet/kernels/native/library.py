@@ -22,6 +22,7 @@ __all__ = [
     "GroupwiseWeight",
     "Library",
     "LinearArgs",
+    "LoraArgs",
     "NormArgs",
     "Op",
     "RopeArgs",
@@ -78,6 +79,23 @@ class LinearArgs(ctypes.Structure):
         ("rows", Rows),
         ("softcap", _float),
         ("gate", _int32),
+    ]
+
+
+class LoraArgs(ctypes.Structure):
+    _fields_ = [
+        ("x", _pointer),
+        ("out", _pointer),
+        ("first", _pointer),
+        ("second", _pointer),
+        ("slots", _pointer),
+        ("rows", Rows),
+        ("depth", _int32),
+        ("columns", _int32),
+        ("rank", _int32),
+        ("parts", _int32),
+        ("ends", _int32 * 4),
+        ("element", _int32),
     ]
 
 
@@ -181,6 +199,7 @@ _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
     "embed_float32": EmbedArgs,
     "embed_bfloat16": EmbedArgs,
     "embed_groupwise": EmbedArgs,
+    "lora": LoraArgs,
     "norm": NormArgs,
     "gated": GatedArgs,
     "gather_rows": GatherArgs,

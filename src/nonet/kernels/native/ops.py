@@ -24,6 +24,7 @@ from nonet.kernels.native.library import (
     GatedArgs,
     GatherArgs,
     LinearArgs,
+    LoraArgs,
     NormArgs,
     Op,
     RopeArgs,
@@ -37,6 +38,7 @@ from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
     LayerCache,
+    LowRankFactors,
     QKVLayout,
     Recording,
     StepShape,
@@ -113,6 +115,30 @@ class NativeOps:
 
     def linear(self, x: torch.Tensor, weight: NativeWeight) -> torch.Tensor:
         return self._multiply("linear", x, weight, None)
+
+    def lora(
+        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        width, columns = factors.first.shape[1], factors.second.shape[2]
+        assert factors.first.dtype == factors.second.dtype == self.dtype, factors.first.dtype
+        assert out.shape == (x.shape[0], columns), (out.shape, x.shape, columns)
+        self._shared_bytes = max(self._shared_bytes, x.shape[0] * width * 4)
+        args = LoraArgs(
+            x=_floats(x),
+            out=_floats(out),
+            first=factors.first.data_ptr(),
+            second=factors.second.data_ptr(),
+            slots=_indices(slots),
+            rows=self._rows(x),
+            depth=x.shape[1],
+            columns=columns,
+            rank=factors.rank,
+            parts=len(factors.ends),
+            ends=(ctypes.c_int32 * 4)(*factors.ends),
+            element=self._element,
+        )
+        self._emit("lora", "lora", args, out, x, out, slots, factors)
+        return out
 
     def logits(self, x: torch.Tensor, weight: NativeWeight, softcap: float | None) -> torch.Tensor:
         return self._multiply("logits", x, weight, softcap)

@@ -20,6 +20,7 @@ from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
     LayerCache,
+    LowRankFactors,
     QKVLayout,
     Recording,
     StepShape,
@@ -73,6 +74,21 @@ class ReferenceOps:
         if weight.rounding is not None:
             x = weight.rounding.apply(x).to(x.dtype)
         return F.linear(x, weight.weight, weight.bias)
+
+    def lora(
+        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        rank = factors.rank
+        for slot in filter(None, slots.unique().tolist()):
+            mine = (slots == slot).nonzero().squeeze(1)
+            inner = x[mine].float() @ factors.first[slot - 1].float().T
+            second = factors.second[slot - 1].float()
+            start = 0
+            for part, end in enumerate(factors.ends):
+                added = inner[:, part * rank : (part + 1) * rank] @ second[:, start:end]
+                out[mine, start:end] = (out[mine, start:end].float() + added).to(out.dtype)
+                start = end
+        return out
 
     def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
         logits = self.linear(x, weight).float()

@@ -14,6 +14,7 @@ from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
     LayerCache,
+    LowRankFactors,
     QKVLayout,
     Recording,
     StepShape,
@@ -24,6 +25,7 @@ from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
 from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear
 from nonet.kernels.triton.logits import logits
+from nonet.kernels.triton.lora import add_low_rank
 from nonet.kernels.triton.quantize_rows import Rounded, quantize_rows
 from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
 from nonet.kernels.triton.rope_store import rope_store
@@ -88,6 +90,11 @@ class TritonOps:
         made = self._rounded
         rounded = made[1] if made is not None and made[0] is x else quantize_rows(x)
         return self.linears.float8(rounded, weight, self.dtype)
+
+    def lora(
+        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        return add_low_rank(out, x, factors, slots)
 
     def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
         return logits(x, weight.weight, weight.bias, softcap)

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "attention_tile.h"
 #include "linear.h"
+#include "lora.h"
 #include "rowwise.h"
 #include "team.h"
 
@@ -22,6 +23,7 @@ const Kernel* const kKernels[] = {
     &nonet::kEmbedFloat32,
     &nonet::kEmbedBfloat16,
     &nonet::kEmbedGroupwise,
+    &nonet::kLora,
     &nonet::kNorm,
     &nonet::kGated,
     &nonet::kGatherRows,

@@ -1,0 +1,143 @@
+"""Linear layers with adapter slots: what the model's layers get instead of plain ones when adapters are served.
+
+Idea: y = W x + scale * B (A x), with A and B of the adapter of each token's own sequence. Reference: LoRA
+(arXiv 2106.09685); many adapters in one batch: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285). Cost: rank *
+(inputs + outputs) more weights to read for each adapter in a step; steps without one run as if there were none.
+Good for: many fine-tuned variants on the memory of one model. Conflicts: none; a quantised base is multiplied as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nonet.kernels.ops import LowRankFactors, Ops, PackedLinear, Recording, StepShape
+from nonet.kernels.wrapped import WrappedOps
+from nonet.layers.forward_step import AdapterRows
+from nonet.layers.parameters import Parameters
+from nonet.lora.adapter import Adapter, LayerShape
+
+__all__ = ["AdaptedLinear", "AdapterLayers", "LoraOps"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedLinear:
+    """A packed linear layer and the slots beside it."""
+
+    base: PackedLinear
+    factors: LowRankFactors
+
+
+class LoraOps(WrappedOps):
+    """Adds each token's adapter to the linear layers that have slots; everything else is the inner implementation's.
+
+    `rows` says which slot each token of the step has; whoever fills it does so before the forward pass.
+    """
+
+    def __init__(self, inner: Ops) -> None:
+        super().__init__(inner)
+        self.rows = AdapterRows(torch.zeros(0, dtype=torch.int32, device=inner.device))
+
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        if not isinstance(weight, AdaptedLinear):
+            return self.inner.linear(x, weight)
+        out = self.inner.linear(x, weight.base)
+        if not self.rows.in_use:
+            return out
+        return self.inner.lora(out, x, weight.factors, self.rows.slots[: x.shape[0]])
+
+    def record(
+        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
+    ) -> Recording | None:
+        """Two recordings: steps without an adapter replay the one that they would have alone."""
+        plain = self._record(forward, largest, in_use=False)
+        adapted = self._record(forward, largest, in_use=True)
+        if plain is None or adapted is None:
+            return None
+        return _EitherRecording(self.rows, plain, adapted)
+
+    def _record(
+        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape, *, in_use: bool
+    ) -> Recording | None:
+        self.rows.in_use = in_use
+        try:
+            return self.inner.record(forward, largest)
+        finally:
+            self.rows.in_use = False
+
+
+@dataclass(frozen=True, slots=True)
+class _EitherRecording:
+    rows: AdapterRows
+    plain: Recording
+    adapted: Recording
+
+    def replay(self, shape: StepShape) -> torch.Tensor:
+        return (self.adapted if self.rows.in_use else self.plain).replay(shape)
+
+
+class AdapterLayers:
+    """The model's parameters with slots beside each linear layer of `shapes`; knows all slots, so it can fill them.
+
+    Implements `layers.parameters.Parameters`. `shapes` is matrix name to (outputs, inputs).
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        ops: Ops,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        num_slots: int,
+        max_rank: int,
+    ) -> None:
+        self._parameters = parameters
+        self._ops = ops
+        self._shapes = shapes
+        self._num_slots = num_slots
+        self._max_rank = max_rank
+        self._factors: list[LowRankFactors] = []
+        self.layers: list[LayerShape] = []
+
+    def linear(self, *names: str, bias: bool = False) -> PackedLinear:
+        base = self._parameters.linear(*names, bias=bias)
+        if any(name not in self._shapes for name in names):  # the output head
+            return base
+        outputs = tuple(self._shapes[name][0] for name in names)
+        layer = LayerShape(names, outputs, self._shapes[names[0]][1])
+        factors = self._allocate(layer)
+        self.layers.append(layer)
+        self._factors.append(factors)
+        return AdaptedLinear(base, factors)
+
+    def norm(self, name: str) -> torch.Tensor:
+        return self._parameters.norm(name)
+
+    def embedding(self, name: str) -> PackedLinear:
+        return self._parameters.embedding(name)
+
+    @torch.inference_mode()
+    def store(self, adapter: Adapter, slot: int) -> None:
+        """Copy an adapter into a slot, over whatever was there."""
+        for factors, host in zip(self._factors, adapter.layers, strict=True):
+            first, second = factors.first[slot - 1], factors.second[slot - 1]
+            parts, rank = len(factors.ends), factors.rank
+            used = 0 if host is None else host.second.shape[0]
+            by_part = first.view(parts, rank, -1)
+            by_part[:, used:].zero_()
+            second[used:].zero_()
+            if host is not None:
+                by_part[:, :used].copy_(host.first)
+                second[:used].copy_(host.second)
+
+    def _allocate(self, layer: LayerShape) -> LowRankFactors:
+        rows, columns = len(layer.names) * self._max_rank, sum(layer.outputs)
+        first = torch.zeros(
+            self._num_slots, rows, layer.inputs, dtype=self._ops.dtype, device=self._ops.device
+        )
+        second = torch.zeros(
+            self._num_slots, self._max_rank, columns, dtype=self._ops.dtype, device=self._ops.device
+        )
+        return LowRankFactors(first, second, layer.ends)

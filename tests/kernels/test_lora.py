@@ -1,0 +1,163 @@
+"""Low-rank additions by slot: every implementation against the merged matrix, row by row, and what mutants would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from nonet.kernels.native import NativeOps, NativeRecording, native_available
+from nonet.kernels.ops import LowRankFactors, Ops, StepShape
+from nonet.kernels.reference.ops import ReferenceOps
+
+CPU = torch.device("cpu")
+LIMIT = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer of stacked matrices, and the slot of each row."""
+
+    slots: tuple[int, ...]
+    inputs: int = 48
+    outputs: tuple[int, ...] = (32, 16, 16)
+    rank: int = 4
+    num_slots: int = 3
+
+
+CASES = [
+    Case((0,)),
+    Case((2,)),
+    Case((0, 1, 2, 3, 0, 3)),
+    Case((1,) * 9 + (0,) * 3 + (3,) * 21 + (1, 2, 3) * 5),
+    Case((3, 3, 3, 1), inputs=33, outputs=(19,), rank=1),
+    Case((2, 2, 0, 1, 1), inputs=100, outputs=(600, 72), rank=16),
+    Case((1, 2) * 40, inputs=64, outputs=(80,), rank=24),
+]
+
+
+@dataclass(frozen=True)
+class Given:
+    x: torch.Tensor
+    out: torch.Tensor
+    factors: LowRankFactors
+    slots: torch.Tensor
+
+
+def given(case: Case, dtype: torch.dtype, seed: int = 0) -> Given:
+    """Numbers that bfloat16 holds exactly, so that rounding the inputs is no difference."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16().float()
+
+    tokens, columns = len(case.slots), sum(case.outputs)
+    first = made(case.num_slots, len(case.outputs) * case.rank, case.inputs).to(dtype)
+    second = made(case.num_slots, case.rank, columns).to(dtype)
+    ends = tuple(sum(case.outputs[: part + 1]) for part in range(len(case.outputs)))
+    slots = torch.tensor(case.slots, dtype=torch.int32)
+    factors = LowRankFactors(first, second, ends)
+    return Given(made(tokens, case.inputs), made(tokens, columns), factors, slots)
+
+
+def merged(made: Given) -> torch.Tensor:
+    """Each row by the whole matrix of its slot, in float64: what a merged checkpoint would compute."""
+    factors, rank = made.factors, made.factors.rank
+    rows = []
+    for x, out, slot in zip(made.x.double(), made.out.double(), made.slots.tolist(), strict=True):
+        if slot:
+            first, second = factors.first[slot - 1].double(), factors.second[slot - 1].double()
+            matrix = torch.zeros(out.shape[0], x.shape[0], dtype=torch.float64)
+            start = 0
+            for part, end in enumerate(factors.ends):
+                matrix[start:end] = second[:, start:end].T @ first[part * rank : (part + 1) * rank]
+                start = end
+            out = out + matrix @ x
+        rows.append(out)
+    return torch.stack(rows)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
+    scale = wanted.abs().max().clamp(min=1)
+    return bool(((found.double() - wanted).abs().max() / scale) < LIMIT[dtype])
+
+
+@pytest.fixture(params=["reference", "native"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and not native_available()[0]:
+        pytest.skip(native_available()[1])
+    return str(request.param)
+
+
+def ops_of(name: str, dtype: torch.dtype, threads: int = 2) -> Ops:
+    return ReferenceOps(dtype, CPU) if name == "reference" else NativeOps(dtype, threads)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_equal_the_merged_matrix(implementation: str, case: Case, dtype: torch.dtype) -> None:
+    ops, made = ops_of(implementation, dtype), given(case, dtype)
+    kept = dtype if implementation == "reference" else torch.float32
+    x, out = made.x.to(kept), made.out.to(kept, copy=True)
+    returned = ops.lora(out, x, made.factors, made.slots)
+    assert returned is out, "the addition is in place"
+    assert close(out, merged(made), dtype)
+    untouched = made.slots == 0
+    assert torch.equal(out[untouched].float(), made.out[untouched])
+
+
+def test_the_comparison_sees_mutants() -> None:
+    """Another slot's factors, and two parts in each other's place."""
+    made = given(CASES[2], torch.float32)
+    wanted = merged(made)
+    factors, rank = made.factors, made.factors.rank
+    other_slot = LowRankFactors(factors.first.roll(1, 0), factors.second, factors.ends)
+    parts = factors.first.clone()
+    parts[:, rank : 2 * rank], parts[:, 2 * rank :] = (
+        factors.first[:, 2 * rank :],
+        factors.first[:, rank : 2 * rank],
+    )
+    swapped = LowRankFactors(parts, factors.second, factors.ends)
+    ops = ReferenceOps(torch.float32, CPU)
+    for mutant in (other_slot, swapped):
+        assert not close(
+            ops.lora(made.out.clone(), made.x, mutant, made.slots), wanted, torch.float32
+        )
+
+
+@pytest.mark.skipif(not native_available()[0], reason=native_available()[1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_rows_have_the_same_bits_in_every_step(dtype: torch.dtype) -> None:
+    made = given(CASES[3], dtype)
+    whole = NativeOps(dtype, 3).lora(made.out.clone(), made.x, made.factors, made.slots)
+    alone = NativeOps(dtype, 1)
+    for row in range(len(made.slots)):
+        one = slice(row, row + 1)
+        found = alone.lora(
+            made.out[one].clone(), made.x[one].contiguous(), made.factors, made.slots[one]
+        )
+        assert torch.equal(found, whole[one])
+
+
+@pytest.mark.skipif(not native_available()[0], reason=native_available()[1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_records_it(dtype: torch.dtype) -> None:
+    """Behind a gated activation, which must not move into the linear layer: the addition reads it too."""
+    case = Case((0,) * 40, inputs=64, outputs=(48,))
+    ops, made = NativeOps(dtype, 2), given(case, dtype)
+    weight = ops.pack(torch.randn(48, 64))
+    buffer = torch.zeros(40, 128)
+    slots = torch.zeros(40, dtype=torch.int32)
+    ids = torch.arange(40, dtype=torch.int32)
+
+    def forward(live: int) -> torch.Tensor:
+        gated = ops.gated(ops.gather_rows(buffer, ids[:live]), "silu")
+        return ops.lora(ops.linear(gated, weight), gated, made.factors, slots[:live])
+
+    recording = ops.record(lambda shape: forward(shape.num_rows), StepShape(40, 1, 40))
+    assert isinstance(recording, NativeRecording)
+    for live in (1, 2, 7, 40):
+        buffer.normal_()
+        slots[:] = torch.randint(0, 4, (40,))
+        assert torch.equal(recording.replay(StepShape(live, 1, live)), forward(live))
