@@ -42,7 +42,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fake: FakeConfig = msgspec.field(default_factory=FakeConfig)
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
     gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
-    options: dict[str, str | bool | int | float] = {}
+    options: dict[str, str | bool | int | float | list[str]] = {}
 
 
 def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:

@@ -46,6 +46,8 @@ def test_route_table_is_what_we_think() -> None:
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{name:path}"),
         ("GET", "/v1/usage"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
         ("POST", "/tokenize"),
         ("POST", "/detokenize"),
         ("GET", "/livez"),

@@ -39,6 +39,7 @@ def plan_adapters(
     why["adapters"] = f"up to rank {given.max_lora_rank}, {show_bytes(slot_bytes)} for the slots"
     return AdapterPlan(
         modules=modules,
+        directory=None if given.lora_dir is None else os.path.abspath(given.lora_dir),
         num_slots=given.max_loras,
         max_rank=given.max_lora_rank,
         max_registered=given.max_cpu_loras,

@@ -20,6 +20,7 @@ class AdapterPlan:
     """Adapters over the model."""
 
     modules: tuple[tuple[str, str], ...]  # name and directory of those loaded at start
+    directory: str | None  # below which more may be loaded while serving
     num_slots: int
     max_rank: int
     max_registered: int

@@ -98,6 +98,14 @@ class WrappedOps:
     def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
         return self.inner.cache_bytes_per_block(block_size, num_kv_heads, head_dim)
 
+    def gather_entries(
+        self, cache: LayerCache, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inner.gather_entries(cache, slots)
+
+    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        self.inner.copy_entries(cache, sources, targets)
+
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
     ) -> Recording | None:

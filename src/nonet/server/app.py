@@ -20,6 +20,7 @@ from nonet.server.anthropic.messages import count_tokens, create_message
 from nonet.server.auth import OPEN_PATHS
 from nonet.server.call import Call, Endpoint, header
 from nonet.server.errors import route_error
+from nonet.server.openai.adapters import load_adapter, unload_adapter
 from nonet.server.openai.chat import chat_completions
 from nonet.server.openai.completions import completions
 from nonet.server.openai.models import list_models, show_model
@@ -40,6 +41,8 @@ ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),
     ("GET", "/v1/usage", usage),
+    ("POST", "/v1/load_lora_adapter", load_adapter),
+    ("POST", "/v1/unload_lora_adapter", unload_adapter),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
     ("GET", "/livez", health.livez),

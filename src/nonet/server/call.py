@@ -23,7 +23,7 @@ from nonet.server.errors import answer_of
 from nonet.server.limits import maximum
 from nonet.server.protocol import ABORT_EXTENSION
 from nonet.server.sse import EventStream
-from nonet.server.state import ServerState
+from nonet.server.state import ServedModel, ServerState
 from nonet.server.wishes import cache_wishes
 
 __all__ = ["Call", "Endpoint", "Sent"]
@@ -52,6 +52,7 @@ class Call:
         self.scope = scope
         self.state = state
         self.dialect = dialect_of(scope["path"], header(scope, b"anthropic-version"))
+        self.model = state.model  # the one asked for, once the body has named it
         self.tenant = ""  # the hash of the key, set once it was checked
         self.request_id = _request_id(header(scope, b"x-request-id"))
         self._receive = receive
@@ -71,6 +72,11 @@ class Call:
     def caller(self) -> Caller:
         """Who asks, for the gateway."""
         return Caller(tenant=self.tenant, key_id=self.tenant[:16], wishes=cache_wishes(self.scope))
+
+    def choose_model(self, name: str | None) -> ServedModel:
+        """The call is for this model; NotFoundError when it is not served here."""
+        self.model = self.state.find_model(name)
+        return self.model
 
     def replied(self, ask: Ask, reply: Reply) -> None:
         """The gateway has taken the ask; its reply's outcome goes into the answer's head."""

@@ -198,6 +198,7 @@ class Serving:
             else None,
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
+            adapter_dir=resolved.adapters.directory if resolved.adapters else None,
         )
 
     def _table(self, state: ServerState) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nonet.config.schema import ServerConfig
+from nonet.core.errors import NotFoundError
+from nonet.core.messages import AdapterInfo
 from nonet.core.model_spec import GenerationDefaults
 from nonet.engine.client import EngineClient
 from nonet.gateway.pipeline import Pipeline
 from nonet.server.auth import HostList, KeyRing
+from nonet.server.limits import check_length
 from nonet.server.sse import StreamGuard
 from nonet.store.database import Database
 from nonet.telemetry.ledger import Ledger
@@ -17,7 +21,9 @@ from nonet.telemetry.metrics import Metrics
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer
 
-__all__ = ["ServedModel", "ServerState"]
+__all__ = ["ServedModel", "ServerState", "find_model"]
+
+MOST_NAMED = 20  # models that an error message lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,7 @@ class ServedModel:
     vocab_size: int
     eos_ids: tuple[int, ...]
     generation: GenerationDefaults
+    adapter_id: str = ""  # of an adapter over the model, which clients see as a model of its own
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,10 +55,35 @@ class ServerState:
     pipeline: Pipeline  # the layers above the engine, and below them the engine
     database: Database | None  # None without a data_dir
     ledger: Ledger | None  # None where no layer books
+    adapter_dir: str | None = None  # below which adapters may be loaded over HTTP
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False
     active: set[object] = field(default_factory=set)  # calls that run, probes left out
 
+    def models(self) -> list[ServedModel]:
+        """The model, then the adapters over it."""
+        adapters = self.engine.adapters.adapters
+        return [self.model, *(self._adapted(adapter) for adapter in adapters)]
+
+    def find_model(self, name: str | None) -> ServedModel:
+        """The model, or the adapter of that name; NotFoundError when there is none."""
+        return find_model(name, self.models())
+
+    def _adapted(self, adapter: AdapterInfo) -> ServedModel:
+        return replace(self.model, name=adapter.name, adapter_id=adapter.adapter_id)
+
     @property
     def is_ready(self) -> bool:
         return self.engine.is_ready and not self.is_draining
+
+
+def find_model(name: str | None, models: Sequence[ServedModel]) -> ServedModel:
+    """The one of that name, without a name the first; NotFoundError when there is none."""
+    if name is None:
+        return models[0]
+    check_length("model", len(name), "model")
+    for model in models:
+        if model.name == name:
+            return model
+    names = ", ".join(repr(model.name) for model in models[:MOST_NAMED])
+    raise NotFoundError(f"no model {name!r} is served here; this server has {names}")

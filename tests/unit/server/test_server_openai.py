@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 
@@ -11,7 +13,7 @@ from nonet.core.sampling_params import SamplingParams
 from nonet.server.openai.messages import check_tools, template_messages
 from nonet.server.openai.sampling import check_common, sampling_params
 from nonet.server.openai.schemas import ChatMessage, ChatRequest, CompletionRequest, ContentPart
-from nonet.server.state import ServedModel
+from nonet.server.state import ServedModel, find_model
 
 MODEL = ServedModel(
     name="m",
@@ -57,15 +59,19 @@ def test_switches_default_as_documented() -> None:
 def test_common_refusals(fields: dict[str, object], param: str) -> None:
     body = msgspec.convert({"prompt": "x", **fields}, CompletionRequest)
     with pytest.raises(InvalidRequestError) as caught:
-        check_common(body, MODEL)
+        check_common(body)
     assert caught.value.param == param
 
 
 def test_other_models_are_not_found() -> None:
-    with pytest.raises(NotFoundError):
-        check_common(CompletionRequest(prompt="x", model="n"), MODEL)
-    check_common(CompletionRequest(prompt="x", model="m"), MODEL)
-    check_common(CompletionRequest(prompt="x"), MODEL)
+    adapter = dataclasses.replace(MODEL, name="a", adapter_id="a@1")
+    with pytest.raises(
+        NotFoundError, match="no model 'n' is served here; this server has 'm', 'a'"
+    ):
+        find_model("n", [MODEL, adapter])
+    assert find_model("m", [MODEL, adapter]) is MODEL
+    assert find_model(None, [MODEL, adapter]) is MODEL
+    assert find_model("a", [MODEL, adapter]) is adapter
 
 
 def test_messages_become_what_templates_take() -> None:

@@ -33,7 +33,7 @@ async def create_message(call: Call) -> None:
     """Answer a conversation, as a stream or whole."""
     received_s = time.monotonic()
     body = await call.json(MessagesRequest)
-    model = call.state.model
+    model = call.choose_model(body.model)
     _check(body)
     prompt = await message_prompt(call.state, body)
     check_fits(model, prompt.ids, None, "messages")

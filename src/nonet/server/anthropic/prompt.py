@@ -12,7 +12,6 @@ from nonet.server.anthropic.conversation import continued_text, template_message
 from nonet.server.anthropic.schemas import Prompt, Thinking
 from nonet.server.prompt_cache import find_leases
 from nonet.server.prompts import encode_text, render_chat
-from nonet.server.requests import check_model
 from nonet.server.state import ServerState
 
 __all__ = ["MessagePrompt", "leases_of", "message_prompt"]
@@ -34,7 +33,7 @@ async def message_prompt(state: ServerState, body: Prompt) -> MessagePrompt:
 
     A last message of the assistant is left open, so that the answer goes on where it ends.
     """
-    check_model(body.model, state.model)
+    state.find_model(body.model)
     messages = template_messages(body.system, body.messages)
     begun = continued_text(body.messages)
     text = await render_chat(

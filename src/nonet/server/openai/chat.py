@@ -38,8 +38,8 @@ async def chat_completions(call: Call) -> None:
     """Answer a conversation, as a stream or whole."""
     received_s = time.monotonic()
     body = await call.json(ChatRequest)
-    model = call.state.model
-    check_common(body, model)
+    model = call.choose_model(body.model)
+    check_common(body)
     check_choices(1, 1 if body.n is None else body.n)
     params = sampling_params(
         body, model, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body)
@@ -116,7 +116,7 @@ def _whole(
         "id": name,
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": call.state.model.name,
+        "model": call.model.name,
         "choices": [
             {
                 "index": choice.choice,
@@ -152,7 +152,7 @@ class _ChatChunks:
             "id": name,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": call.state.model.name,
+            "model": call.model.name,
             **tier_field(body),
         }
         self._tail: dict[str, Any] = {"usage": None} if wants_usage(body) else {}

@@ -45,9 +45,9 @@ async def completions(call: Call) -> None:
     """Complete one prompt or several, as a stream or whole."""
     received_s = time.monotonic()
     body = await call.json(CompletionRequest)
-    model = call.state.model
+    model = call.choose_model(body.model)
     _check(body)
-    check_common(body, model)
+    check_common(body)
     given = _given_prompts(body.prompt)
     check_choices(len(given), 1 if body.n is None else body.n)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -99,7 +99,7 @@ def _given_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list
 async def _encode(call: Call, prompt: str | list[int]) -> _Prompt:
     if isinstance(prompt, str):
         return _Prompt(await encode_text(call.state, prompt, "prompt"), prompt)
-    check_token_ids(prompt, call.state.model.vocab_size, "prompt")
+    check_token_ids(prompt, call.model.vocab_size, "prompt")
     return _Prompt(prompt, None)
 
 
@@ -118,7 +118,7 @@ class _CompletionShape:
             "id": name,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": call.state.model.name,
+            "model": call.model.name,
             **tier_field(body),
         }
         self._tail: dict[str, Any] = {"usage": None} if wants_usage(body) else {}

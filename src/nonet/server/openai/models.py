@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nonet.server.call import Call
-from nonet.server.requests import check_model
 from nonet.server.state import ServedModel
 
 __all__ = ["list_models", "show_model"]
 
 
 async def list_models(call: Call) -> None:
-    cards = [_card(call.state.model)]
+    state = call.state
+    cards = [_card(model, state.model.name) for model in state.models()]
     await call.respond(
         {
             "object": "list",
@@ -26,18 +26,19 @@ async def list_models(call: Call) -> None:
 
 
 async def show_model(call: Call) -> None:
-    check_model(call.scope["path_params"]["name"], call.state.model)
-    await call.respond(_card(call.state.model))
+    model = call.choose_model(call.scope["path_params"]["name"])
+    await call.respond(_card(model, call.state.model.name))
 
 
-def _card(model: ServedModel) -> dict[str, Any]:
+def _card(model: ServedModel, base: str) -> dict[str, Any]:
+    """`parent` is what an adapter was made for."""
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "nonet",
         "root": model.name,
-        "parent": None,
+        "parent": base if model.adapter_id else None,
         "max_model_len": model.max_model_len,
         "type": "model",
         "display_name": model.name,

@@ -12,7 +12,7 @@ from nonet.core.service_class import SERVICE_CLASSES, ServiceClass
 from nonet.server.limits import check_length
 from nonet.server.openai.schemas import SamplingFields
 from nonet.server.prompts import check_text
-from nonet.server.requests import Terms, check_model
+from nonet.server.requests import Terms
 from nonet.server.state import ServedModel
 
 __all__ = [
@@ -35,9 +35,8 @@ TIERS: dict[str, ServiceClass] = {
 }
 
 
-def check_common(body: SamplingFields, model: ServedModel) -> None:
+def check_common(body: SamplingFields) -> None:
     """What both endpoints refuse before any work is done."""
-    check_model(body.model, model)
     for field, text in (("cache_salt", body.cache_salt), ("user", body.user)):
         if text is not None:
             check_length(field, len(text), field)

@@ -12,10 +12,12 @@ __all__ = [
     "CompletionRequest",
     "ContentPart",
     "DetokenizeRequest",
+    "LoadAdapterRequest",
     "ResponseFormat",
     "SamplingFields",
     "StreamOptions",
     "TokenizeRequest",
+    "UnloadAdapterRequest",
 ]
 
 
@@ -121,3 +123,19 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     tokens: list[int]
     model: str | None = None
+
+
+class LoadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/load_lora_adapter. A relative `lora_path` is below the server's lora_dir."""
+
+    lora_name: str
+    lora_path: str
+    base_model_name: str | None = None
+    load_inplace: bool | None = None
+
+
+class UnloadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/unload_lora_adapter."""
+
+    lora_name: str
+    lora_int_id: int | None = None

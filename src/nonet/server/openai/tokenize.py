@@ -8,7 +8,6 @@ from nonet.server.limits import check_depth, check_length, check_token_ids
 from nonet.server.openai.messages import template_messages
 from nonet.server.openai.schemas import DetokenizeRequest, TokenizeRequest
 from nonet.server.prompts import encode_text, off_loop, render_chat
-from nonet.server.requests import check_model
 
 __all__ = ["detokenize", "tokenize"]
 
@@ -17,7 +16,7 @@ async def tokenize(call: Call) -> None:
     """Token ids of a prompt, or of messages as the chat template writes them."""
     body = await call.json(TokenizeRequest)
     state = call.state
-    check_model(body.model, state.model)
+    state.find_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("give either prompt or messages", "prompt")
     if body.messages is not None:
@@ -56,7 +55,7 @@ async def detokenize(call: Call) -> None:
     """The text of token ids, control tokens included."""
     body = await call.json(DetokenizeRequest)
     state = call.state
-    check_model(body.model, state.model)
+    state.find_model(body.model)
     check_token_ids(body.tokens, state.model.vocab_size, "tokens")
     text = await off_loop(
         state,
