@@ -74,19 +74,18 @@ def window_weights(view: LayerView) -> torch.Tensor:
     """[K, L]: the attention of the window's queries to each entry, summed over them and averaged over query heads."""
     kv_heads, dim = view.layout.num_kv_heads, view.layout.head_dim
     window, length = len(view.queries), len(view.positions)
-    queries = view.queries.float().view(window, kv_heads, -1, dim).permute(1, 2, 0, 3)
-    group = queries.shape[1]
+    queries = (view.queries.float() * view.scale).view(window, kv_heads, -1, dim)
+    rows = queries.permute(1, 2, 0, 3).flatten(1, 2)  # [K, group * window, D]
     keys = view.read()[0].permute(1, 2, 0)  # [K, D, L]
-    hidden = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
+    unseen = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
     parts: list[torch.Tensor] = []
-    heads_at_once = max(1, MOST_SCORES // (group * window * length))
+    heads_at_once = max(1, MOST_SCORES // (rows.shape[1] * length))
     for first in range(0, kv_heads, heads_at_once):
         some = slice(first, first + heads_at_once)
-        rows = queries[some].flatten(1, 2)  # [heads, group * window, D]
-        scores = torch.bmm(rows, keys[some]) * view.scale
+        scores = torch.bmm(rows[some], keys[some])
         if view.softcap is not None:
             scores = view.softcap * torch.tanh(scores / view.softcap)
-        scores = scores.view(-1, group, window, length)
-        scores[..., -window:].masked_fill_(hidden, -torch.inf)
-        parts.append(scores.softmax(-1).sum(2).mean(1))
+        by_query = scores.view(len(scores), -1, window, length)
+        by_query[..., -window:].masked_fill_(unseen, -torch.inf)
+        parts.append(scores.softmax(-1).sum(1) / queries.shape[2])
     return torch.cat(parts)
