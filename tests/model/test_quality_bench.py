@@ -167,6 +167,20 @@ def test_forced_outputs_report_the_models_own_likelihood(
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_answers_held_to_their_schema_satisfy_it(
+    data: Path, models: list[tuple[Path, PreTrainedModel]]
+) -> None:
+    """The model is random, so what it says on its own parses as nothing."""
+    specs = ["jsonschema:max_tokens=60", "jsonschema:grammar=true,max_tokens=60"]
+    opened = candidate(models[0][0], max_model_len=512, num_blocks=128)
+    free, held = run_tasks([opened], specs, {"NONET_DATA": str(data)})
+    shares = [{f.name: f.items for f in table.rows[0].figures} for table in (free, held)]
+    assert sum(shares[0]["parses"]) == 0
+    assert sum(shares[1]["ends"]) > 0
+    for ends, parses, satisfies in zip(*shares[1].values(), strict=True):
+        assert not ends or (parses and satisfies)
+
+
 def test_the_command_from_flags_to_file(
     data: Path,
     models: list[tuple[Path, PreTrainedModel]],
@@ -213,6 +227,7 @@ def test_the_command_from_flags_to_file(
         found["configurations"]["dtype=float32 quant=int4:group=16"]["weight_format"]
         == "int4:group=16"
     )
+    assert str(tmp_path.parent) not in json.dumps(found["configurations"])
     kl = found["tables"][0]["rows"][1]["figures"][1]
     assert kl["name"] == "KL"
     assert kl["interval"]["low"] < kl["interval"]["value"] < kl["interval"]["high"]

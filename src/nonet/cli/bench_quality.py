@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
@@ -17,6 +17,7 @@ from nonet.cli.flags import ENGINE, configured
 from nonet.cli.terminal import note, progress
 from nonet.config.load import Loaded, changed
 from nonet.config.machine import Machine
+from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
 from nonet.core.errors import ConfigError
 
@@ -113,10 +114,24 @@ def _candidate(name: str, config: Config, resolved: dict[str, dict[str, object]]
         with progress(f"loading {name}", "layers") as show:
             llm = LLM(config=config, load_progress=show)
         with llm:
-            resolved[name] = msgspec.to_builtins(llm.resolved)
+            resolved[name] = _facts(llm.resolved)
             yield LLMSubject(llm)
 
     return Candidate(name, open_subject)
+
+
+def _facts(resolved: Resolved) -> dict[str, object]:
+    """For the report, with files by name: where they lie here is nobody else's matter."""
+    facts: dict[str, object] = _by_name(msgspec.to_builtins(resolved))
+    return facts
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_name(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_by_name(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _write(file: Path, text: str) -> None:

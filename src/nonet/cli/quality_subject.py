@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from nonet.cli.terminal import progress
 from nonet.core.given_text import GivenText
-from nonet.core.outputs import RequestOutput
+from nonet.core.outputs import Completion, RequestOutput
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.distributions import Logits
 from nonet.engine.llm import LLM
@@ -35,13 +35,13 @@ class LLMSubject:
         with progress("generating", "requests") as show:
             return self._llm.generate(prompts, params, on_progress=show)
 
-    def ask(self, questions: Sequence[str], params: Sequence[SamplingParams]) -> list[str]:
+    def ask(self, questions: Sequence[str], params: Sequence[SamplingParams]) -> list[Completion]:
         if self._llm.tokenizer.chat_template is None:
             outputs = self._llm.generate(questions, params)
         else:
             conversations = [[{"role": "user", "content": text}] for text in questions]
             outputs = self._llm.chat(conversations, params)
-        return [one.outputs[0].text for one in outputs]
+        return [one.outputs[0] for one in outputs]
 
     def distributions(self, texts: Iterable[GivenText]) -> Iterator[Logits]:
         return self._llm.distributions(texts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +55,7 @@ class Scripted:
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[RequestOutput]:
         texts = [bytes(i for i in ids if i < 256).decode() for ids in prompts]
-        answers = self.ask(texts, [params] * len(texts))
+        answers = [one.text for one in self.ask(texts, [params] * len(texts))]
         return [
             RequestOutput(
                 request_id="",
@@ -67,10 +67,11 @@ class Scripted:
             for ids, answer in zip(prompts, answers, strict=True)
         ]
 
-    def ask(self, questions: Sequence[str], params: Sequence[SamplingParams]) -> list[str]:
+    def ask(self, questions: Sequence[str], params: Sequence[SamplingParams]) -> list[Completion]:
         self.asked += questions
         self.params += params
-        return [self._answer(question) for question in questions]
+        answers = [self._answer(question) for question in questions]
+        return [Completion(index=0, text=text, finish_reason="stop") for text in answers]
 
     def distributions(self, texts: Iterable[GivenText]) -> Iterator[np.ndarray]:
         for text in texts:
@@ -205,12 +206,25 @@ def test_json_that_parses(data: Path, tmp_path: Path) -> None:
     subject = Scripted(lambda question: '{"a": 1}' if '"object"' in question else "none")
     result = measure("jsonschema", subject, data, tmp_path)
     assert len(subject.asked) == 2, "a schema of 3,000 characters is passed over"
-    found = values(result)
-    assert found["parses"] == 0.5
-    if importlib.util.find_spec("jsonschema") is None:
-        assert "not installed" in result.notes[0]
-    else:
-        assert found["satisfies the schema"] == 0.5
+    assert values(result) == {"ends": 1.0, "parses": 0.5, "satisfies the schema": 0.5}
+    assert subject.params[0].grammar is None
+    wrong = measure("jsonschema", Scripted(lambda _: '{"a": "b"}'), data, tmp_path)
+    assert values(wrong) == {"ends": 1.0, "parses": 1.0, "satisfies the schema": 0.0}
+    held = Scripted(lambda _: "[]")
+    measure("jsonschema:grammar=true", held, data, tmp_path)
+    assert [json.loads(one.grammar.text)["type"] for one in held.params if one.grammar] == [
+        "object",
+        "array",
+    ]
+
+
+def test_without_a_validator_it_is_said(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    result = measure("jsonschema", Scripted(lambda _: "{}"), data, tmp_path)
+    assert values(result) == {"ends": 1.0, "parses": 1.0}
+    assert "not installed" in result.notes[0]
 
 
 def test_log_likelihoods_by_hand() -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nonet.bench.quality.distribution_store import DistributionStore
 from nonet.bench.quality.statistics import Interval
 from nonet.core.given_text import GivenText
-from nonet.core.outputs import RequestOutput
+from nonet.core.outputs import Completion, RequestOutput
 from nonet.core.sampling_params import SamplingParams
 
 __all__ = ["Measure", "Spelling", "Subject", "Task", "TaskResult"]
@@ -39,7 +39,7 @@ class Subject(Protocol):
         """Complete prompts of token ids, batched as the engine likes."""
         ...
 
-    def ask(self, questions: Sequence[str], params: Sequence[SamplingParams]) -> list[str]:
+    def ask(self, questions: Sequence[str], params: Sequence[SamplingParams]) -> list[Completion]:
         """Answers to single messages, through the chat template where the model has one."""
         ...
 

@@ -1,7 +1,8 @@
 """JSON for a given schema: does the answer parse, and does it satisfy the schema?
 
-Idea: one message with the schema, greedy answer; fences of Markdown around it are forgiven. Validity is judged by the
-`jsonschema` package where it is installed. Reference: JSONSchemaBench (arXiv 2501.10868).
+Idea: one message with the schema, greedy answer, free or held to the schema by a grammar; fences of Markdown around a
+free one are forgiven. Validity is judged by the `jsonschema` package where it is installed; a schema that the grammar
+does not support counts as failed. Reference: JSONSchemaBench (arXiv 2501.10868).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nonet.bench.quality.data import digest, read_lines, sample
 from nonet.bench.quality.distribution_store import DistributionStore
 from nonet.bench.quality.statistics import share_interval
 from nonet.core.errors import ConfigError
+from nonet.core.grammar import Grammar
 from nonet.core.sampling_params import SamplingParams
 
 __all__ = ["JsonSchema", "parse_answer"]
@@ -27,13 +29,14 @@ NO_VALIDATOR = "schema validity was not judged: the package jsonschema is not in
 
 
 class JsonSchema:
-    """The shares of answers that parse and that satisfy their schema."""
+    """The shares of answers that end by themselves, that parse and that satisfy their schema."""
 
     @dataclass(frozen=True, slots=True)
     class Config:
-        """Knobs of `jsonschema:n=...,max_tokens=...,max_schema=...,seed=...`."""
+        """Knobs of `jsonschema:n=...,grammar=...,max_tokens=...,max_schema=...,seed=...`."""
 
         n: int = 50
+        grammar: bool = False  # hold the answer to the schema, as response_format does
         max_tokens: int = 256
         max_schema: int = 2000  # characters of a schema; longer ones are passed over
         seed: int = 0
@@ -60,10 +63,22 @@ class JsonSchema:
             + json.dumps(item["schema"])
             for item in items
         ]
-        params = SamplingParams(temperature=0.0, max_tokens=knobs.max_tokens)
-        answers = subject.ask(questions, [params] * len(items))
-        parsed = [parse_answer(answer) for answer in answers]
-        rows = [("parses", [len(one) == 1 for one in parsed])]
+        params = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=knobs.max_tokens,
+                grammar=Grammar("json_schema", json.dumps(item["schema"]))
+                if knobs.grammar
+                else None,
+            )
+            for item in items
+        ]
+        answers = subject.ask(questions, params)
+        parsed = [parse_answer(answer.text) for answer in answers]
+        rows = [
+            ("ends", [answer.finish_reason == "stop" for answer in answers]),
+            ("parses", [len(one) == 1 for one in parsed]),
+        ]
         validator = _validator()
         if validator is not None:
             rows.append(
@@ -84,7 +99,10 @@ class JsonSchema:
             ],
             data=DATA,
             sha256=digest(items),
-            details={"answers": answers},
+            details={
+                "answers": [answer.text for answer in answers],
+                "errors": [answer.error for answer in answers if answer.error is not None],
+            },
             notes=[] if validator is not None else [NO_VALIDATOR],
         )
 

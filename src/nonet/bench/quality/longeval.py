@@ -53,7 +53,7 @@ class LongEval:
             params = SamplingParams(temperature=0.0, max_tokens=knobs.max_tokens)
             answers = subject.ask(prompts, [params] * len(prompts))
             found[str(size)] = [
-                str(item["expected_number"]) in answer
+                str(item["expected_number"]) in answer.text
                 for item, answer in zip(items, answers, strict=True)
             ]
             used += items

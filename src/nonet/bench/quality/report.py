@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -69,7 +70,7 @@ def make_report(
     """The report of finished tasks; commit and versions are looked up here."""
     return QualityReport(
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=list(command),
+        command=[Path(command[0]).name, *command[1:]],
         commit=source_commit(),
         device=device_facts(machine),
         libraries=library_versions(),
