@@ -218,6 +218,17 @@ def test_json_that_parses(data: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_schema_that_points_elsewhere_fails_without_a_look_there(
+    data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "jsonschemabench" / "cases.jsonl"
+    file.parent.mkdir()
+    schemas = [{"$ref": "http://127.0.0.1:9/none.json"}, {"$ref": "#"}, {"type": "no such"}, {}]
+    file.write_text("".join(json.dumps({"schema": schema}) + "\n" for schema in schemas))
+    result = measure("jsonschema", Scripted(lambda _: "{}"), tmp_path, tmp_path)
+    assert result.measures[2].items == [0.0, 0.0, 0.0, 1.0]
+
+
 def test_without_a_validator_it_is_said(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

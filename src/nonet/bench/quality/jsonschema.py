@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from nonet.bench.quality.base import Measure, Subject, TaskResult
 from nonet.bench.quality.data import digest, read_lines, sample
@@ -20,6 +20,7 @@ from nonet.bench.quality.distribution_store import DistributionStore
 from nonet.bench.quality.statistics import share_interval
 from nonet.core.errors import ConfigError
 from nonet.core.grammar import Grammar
+from nonet.core.outputs import Completion
 from nonet.core.sampling_params import SamplingParams
 
 __all__ = ["JsonSchema", "parse_answer"]
@@ -74,28 +75,14 @@ class JsonSchema:
             for item in items
         ]
         answers = subject.ask(questions, params)
-        parsed = [parse_answer(answer.text) for answer in answers]
-        rows = [
-            ("ends", [answer.finish_reason == "stop" for answer in answers]),
-            ("parses", [len(one) == 1 for one in parsed]),
-        ]
         validator = _validator()
-        if validator is not None:
-            rows.append(
-                (
-                    "satisfies the schema",
-                    [
-                        len(one) == 1 and _satisfies(validator, one[0], item["schema"])
-                        for one, item in zip(parsed, items, strict=True)
-                    ],
-                )
-            )
+        rows = _judge(answers, [item["schema"] for item in items], validator)
         return TaskResult(
             measures=[
                 Measure(
                     name=name, interval=share_interval(hits), items=[float(hit) for hit in hits]
                 )
-                for name, hits in rows
+                for name, hits in rows.items()
             ],
             data=DATA,
             sha256=digest(items),
@@ -105,6 +92,22 @@ class JsonSchema:
             },
             notes=[] if validator is not None else [NO_VALIDATOR],
         )
+
+
+def _judge(
+    answers: Sequence[Completion], schemas: Sequence[object], validator: _Satisfies | None
+) -> dict[str, list[bool]]:
+    parsed = [parse_answer(answer.text) for answer in answers]
+    rows = {
+        "ends": [answer.finish_reason == "stop" for answer in answers],
+        "parses": [len(one) == 1 for one in parsed],
+    }
+    if validator is not None:
+        rows["satisfies the schema"] = [
+            len(one) == 1 and validator(one[0], schema)
+            for one, schema in zip(parsed, schemas, strict=True)
+        ]
+    return rows
 
 
 def parse_answer(answer: str) -> list[object]:
@@ -120,24 +123,27 @@ def parse_answer(answer: str) -> list[object]:
         return []
 
 
-class _Validates(Protocol):
-    def validate(self, instance: object, schema: object) -> None: ...
-
-    ValidationError: type[Exception]
-    SchemaError: type[Exception]
+_Satisfies = Callable[[object, object], bool]
 
 
-def _validator() -> _Validates | None:
+def _validator() -> _Satisfies | None:
+    """Whether a value satisfies a schema, by the package; None where it is not installed.
+
+    Its registry is empty, so that a reference in a schema never reaches out to the network: such a schema is failed.
+    """
     try:
-        found: _Validates = importlib.import_module("jsonschema")
+        package: Any = importlib.import_module("jsonschema")
+        referencing: Any = importlib.import_module("referencing")
     except ImportError:
         return None
-    return found
+    broken = (package.SchemaError, referencing.exceptions.Unresolvable, RecursionError)
 
+    def satisfies(value: object, schema: object) -> bool:
+        dialect = package.validators.validator_for(schema)
+        try:
+            dialect.check_schema(schema)
+            return bool(dialect(schema, registry=referencing.Registry()).is_valid(value))
+        except broken:
+            return False
 
-def _satisfies(validator: _Validates, value: object, schema: object) -> bool:
-    try:
-        validator.validate(value, schema)
-    except (validator.ValidationError, validator.SchemaError):
-        return False
-    return True
+    return satisfies
