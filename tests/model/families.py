@@ -56,6 +56,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": llama,
+    "llama-bytes": lambda: llama(vocab_size=260),
     "llama-tied": lambda: llama(tie_word_embeddings=True),
     "llama-bias": lambda: llama(attention_bias=True, mlp_bias=True),
     "llama-linear": lambda: llama(rope_parameters=rope("linear", factor=4.0)),

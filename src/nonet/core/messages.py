@@ -109,6 +109,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     generation_tokens: int = 0
     late_joins: int = 0  # sequences that began while others were under way
     partial_prefills: int = 0  # rows that computed a prompt in part
+    compactions: int = 0  # caches of live sequences that were pruned
     peak_blocks: int = 0  # most blocks that sequences held at once
     busy_s: float = 0.0  # seconds in which a step ran
     recorded_steps: int = 0  # steps that replayed a recording

@@ -25,6 +25,7 @@ class Tally:
     generation_tokens: int = 0
     late_joins: int = 0
     partial_prefills: int = 0
+    compactions: int = 0
     peak_blocks: int = 0
 
     def planned(self, step: PlannedStep, kv: KVCache) -> None:
@@ -33,6 +34,7 @@ class Tally:
         self.prefix_hit_tokens += step.hit_tokens
         self.late_joins += step.num_late
         self.partial_prefills += sum(not row.num_samples for row in step.rows)
+        self.compactions += len(step.compactions)
         self.peak_blocks = max(self.peak_blocks, kv.num_blocks - kv.num_free)
 
     def stats(self, roster: Roster, kv: KVCache) -> EngineStats:

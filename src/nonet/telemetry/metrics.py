@@ -50,6 +50,7 @@ COUNTERS = (
     ("nonet_generation_tokens", "vllm:generation_tokens", "Output tokens generated"),
     ("nonet_late_joins", None, "Sequences that began while others were under way"),
     ("nonet_partial_prefills", None, "Rows that computed a prompt in part"),
+    ("nonet_compactions", None, "Caches of live sequences that were pruned"),
     ("nonet_busy_seconds", None, "Seconds in which a step ran"),
     ("nonet_recorded_steps", None, "Steps that replayed a recording"),
 )
@@ -177,6 +178,7 @@ class _EngineReadings(Collector):
             "nonet_kv_blocks_peak": stats.peak_blocks,
             "nonet_late_joins": stats.late_joins,
             "nonet_partial_prefills": stats.partial_prefills,
+            "nonet_compactions": stats.compactions,
             "nonet_busy_seconds": stats.busy_s,
             "nonet_recorded_steps": stats.recorded_steps,
         }

@@ -1,8 +1,7 @@
 """The rungs: one technique each, as options of the ordinary configuration, and the proof that it acted.
 
 The first rung is what people do without a serving stack. Each later one changes a few options on top of those below it.
-Where a seam has a catalogue, its rung takes the catalogue's entry, so what is not installed or not offered on a device
-says so and is left out.
+They come from the list of techniques: one that is entered there appears here by itself, once it says how it is proven.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nonet.bench.ladder.telemetry import Telemetry
+from nonet.config.techniques import TECHNIQUES, Technique
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import UnknownNameError
 
@@ -32,60 +32,23 @@ class Rung:
 
 
 def default_rungs(device: str) -> list[Rung]:
-    """From naive to the full stack, in the default order, as far as `device` ("cpu" or "cuda") has them."""
-    kernels = "native" if device == "cpu" else "triton"
-    return [
-        Rung(name="naive", settings=_naive(device), restores={}, proof=_ran),
-        Rung(
-            name="continuous batching",
-            settings={"batching": "continuous"},
-            restores={"batching": "static:size=32"},
-            proof=_counted("nonet_late_joins", "requests joined a running batch"),
-        ),
-        Rung(
-            name="paged KV",
-            settings={"kv_reservation": "paged"},
-            restores={"kv_reservation": "worst_case"},
-            proof=_fewer_blocks,
-        ),
-        Rung(
-            name="fused kernels and flash attention",
-            settings={"kernels": kernels, "recording": "false"},
-            restores={"kernels": "reference", "recording": "false"},
-            proof=_configured("kernels", kernels),
-        ),
-        Rung(
-            name="recorded forward pass" if device == "cpu" else "CUDA graphs",
-            settings={"recording": "true"},
-            restores={"recording": "false"},
-            proof=_counted("nonet_recorded_steps", "steps replayed the recording"),
-        ),
-        Rung(
-            name="chunked prefill",
-            settings={"chunked_prefill": "true"},
-            restores={"chunked_prefill": "false"},
-            proof=_counted("nonet_partial_prefills", "pieces of prompts"),
-        ),
-        Rung(
-            name="prefix cache",
-            settings={"prefix_cache": "true"},
-            restores={"prefix_cache": "false"},
-            proof=_counted("nonet_prefix_hit_tokens", "prompt tokens taken from the cache"),
-        ),
-        Rung(
-            name="weight quantisation",
-            settings={"weight_format": "native" if device == "cpu" else "fp8"},
-            restores={"weight_format": "dense"},
-            proof=_less("weight_bytes", "bytes of weights"),
-            is_lossy=True,
-        ),
-        Rung(
-            name="exact cache",
-            settings={"gateway": "exact_cache"},
-            restores={"gateway": ""},
-            proof=_answered("exact"),
-        ),
-    ]
+    """From naive to the full stack, in the order of the list, as far as `device` ("cpu" or "cuda") has them."""
+    chosen = [one for one in TECHNIQUES if one.is_rung and one.device in (None, device)]
+    naive: dict[str, str] = {"max_num_seqs": "32", "device": device}
+    for one in chosen:
+        naive |= one.off
+    first = Rung(name="naive", settings=naive, restores={}, proof=_ran)
+    return [first, *(_rung(one) for one in chosen)]
+
+
+def _rung(technique: Technique) -> Rung:
+    return Rung(
+        name=technique.name,
+        settings=technique.on,
+        restores=technique.off,
+        proof=PROOFS[technique.name],
+        is_lossy=technique.is_lossy,
+    )
 
 
 def choose(rungs: Sequence[Rung], names: Sequence[str]) -> list[Rung]:
@@ -97,22 +60,6 @@ def choose(rungs: Sequence[Rung], names: Sequence[str]) -> list[Rung]:
     return [
         rung for number, rung in enumerate(rungs) if not names or not number or rung.name in names
     ]
-
-
-def _naive(device: str) -> dict[str, str]:
-    """Static batches, room for the longest output, plain kernels, no reuse."""
-    return {
-        "batching": "static:size=32",
-        "kv_reservation": "worst_case",
-        "kernels": "reference",
-        "recording": "false",
-        "chunked_prefill": "false",
-        "prefix_cache": "false",
-        "weight_format": "dense",
-        "max_num_seqs": "32",
-        "gateway": "",
-        "device": device,
-    }
 
 
 def _ran(now: Telemetry, below: Telemetry | None) -> str | None:
@@ -163,3 +110,19 @@ def _answered(outcome: str) -> Proof:
         return f"{count} answers from the {outcome} cache" if count else None
 
     return proof
+
+
+# What shows that a technique acted.
+PROOFS: dict[str, Proof] = {
+    "continuous batching": _counted("nonet_late_joins", "requests joined a running batch"),
+    "paged KV": _fewer_blocks,
+    "native kernels": _configured("kernels", "native"),
+    "Triton kernels": _configured("kernels", "triton"),
+    "recorded forward pass": _counted("nonet_recorded_steps", "steps replayed the recording"),
+    "chunked prefill": _counted("nonet_partial_prefills", "pieces of prompts"),
+    "prefix cache": _counted("nonet_prefix_hit_tokens", "prompt tokens taken from the cache"),
+    "weights as in the file": _less("weight_bytes", "bytes of weights"),
+    "FP8 weights": _less("weight_bytes", "bytes of weights"),
+    "SnapKV": _counted("nonet_compactions", "caches pruned"),
+    "exact cache": _answered("exact"),
+}
