@@ -39,6 +39,8 @@ TORCH_FREE = [
     "nonet.gateway.assemble",
     "nonet.gateway.cache.exact",
     "nonet.kv.cache",
+    "nonet.kv.format.fp8",
+    "nonet.kv.format.int8",
     "nonet.quant.formats.dense",
     "nonet.quant.formats.fp8",
     "nonet.quant.formats.int4",
@@ -56,6 +58,7 @@ TORCH_FREE = [
 CATALOGUES = [
     "nonet.gateway:LAYERS",
     "nonet.kernels:KERNELS",
+    "nonet.kv.format:KV_FORMATS",
     "nonet.kv.prune:PRUNERS",
     "nonet.models.registry:FAMILIES",
     "nonet.quant.checkpoints:CHECKPOINT_FORMATS",

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import AttentionInputs, LayerCache, Ops, QKVLayout
 from nonet.kernels.reference.ops import ReferenceOps
+from nonet.kv.format import KV_FORMATS
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -41,6 +43,11 @@ class Case:
     softcap: float | None = None
     q_norm: bool = False
     padding: int = 0  # rows of a bucket behind the last sequence: slot -1, nothing in the cache
+    kv_format: str | None = None
+
+    @property
+    def format(self) -> KVFormat | None:
+        return None if self.kv_format is None else KV_FORMATS.build(self.kv_format)
 
     @property
     def layout(self) -> QKVLayout:
@@ -132,9 +139,17 @@ def steps(case: Case, seed: int = 0) -> tuple[Step | None, Step]:
 
 
 def poisoned_cache(ops: Ops, case: Case) -> LayerCache:
-    cache = ops.allocate_cache(case.num_blocks, case.block_size, case.kv_heads, case.dim)
-    cache.keys.fill_(float("nan"))
-    cache.values.fill_(float("nan"))
+    """Nothing of it is a number: with a format, the codes are large and the scales NaN."""
+    cache = ops.allocate_cache(
+        case.num_blocks, case.block_size, case.kv_heads, case.dim, case.format
+    )
+    poisoned = (cache.keys, cache.values)
+    if case.format is not None:
+        for codes in poisoned:
+            codes.view(torch.uint8).fill_(0x7E)
+        poisoned = (cache.key_scales, cache.value_scales)
+    for tensor in poisoned:
+        tensor.fill_(float("nan"))
     return cache
 
 
@@ -175,6 +190,14 @@ def attend(ops: Ops, case: Case, seed: int = 0) -> tuple[torch.Tensor, LayerCach
         past = poisoned_cache(specification, case)
         rotate_and_store(specification, case, past, before)
         heads_first = ops.name == "triton"
-        for mine, theirs in ((cache.keys, past.keys), (cache.values, past.values)):
+        for mine, theirs in zip(_tensors(cache), _tensors(past), strict=True):
             mine.copy_(theirs.transpose(1, 2) if heads_first else theirs)
     return run(ops, case, cache, step)[: case.num_tokens].float().cpu(), cache
+
+
+def _tensors(cache: LayerCache) -> list[torch.Tensor]:
+    """Keys and values, or their codes as bytes, and scales."""
+    if cache.format is None:
+        return [cache.keys, cache.values]
+    codes = [tensor.view(torch.uint8) for tensor in (cache.keys, cache.values)]
+    return [*codes, cache.key_scales, cache.value_scales]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import AttentionInputs, LayerCache, Ops, QKVLayout
+from nonet.kv.format import KV_FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,11 @@ class Case:
     block_size: int = 16
     window: int | None = None
     softcap: float | None = None
+    kv_format: str | None = None
+
+    @property
+    def format(self) -> KVFormat | None:
+        return None if self.kv_format is None else KV_FORMATS.build(self.kv_format)
 
     @property
     def layout(self) -> QKVLayout:
@@ -87,9 +94,17 @@ def no_rotation(case: Case) -> torch.Tensor:
 
 
 def poisoned_cache(ops: Ops, case: Case) -> LayerCache:
-    cache = ops.allocate_cache(case.num_blocks, case.block_size, case.kv_heads, case.dim)
-    cache.keys.fill_(float("nan"))
-    cache.values.fill_(float("nan"))
+    """Nothing of it is a number: with a format, the codes are large and the scales NaN."""
+    cache = ops.allocate_cache(
+        case.num_blocks, case.block_size, case.kv_heads, case.dim, case.format
+    )
+    poisoned = (cache.keys, cache.values)
+    if case.format is not None:
+        for codes in poisoned:
+            codes.fill_(0x7E)
+        poisoned = (cache.key_scales, cache.value_scales)
+    for tensor in poisoned:
+        tensor.fill_(float("nan"))
     return cache
 
 

@@ -174,9 +174,9 @@ def test_cache_shapes_that_the_layout_cannot_hold_are_refused() -> None:
             ops.allocate_cache(4, block_size, 1, dim)
 
 
-def test_caches_are_zeroed_and_as_large_as_said(dtype: torch.dtype) -> None:
+def test_caches_are_zeroed_and_as_large_as_planned(dtype: torch.dtype) -> None:
     ops = NativeOps(dtype, 1)
     cache = ops.allocate_cache(5, 32, 3, 64)
     assert not cache.keys.any()
     assert not cache.values.any()
-    assert cache.keys.nbytes + cache.values.nbytes == 5 * ops.cache_bytes_per_block(32, 3, 64)
+    assert cache.keys.nbytes + cache.values.nbytes == 5 * 2 * 32 * 3 * 64 * dtype.itemsize

@@ -59,6 +59,7 @@ def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
         recording=False,
         threads=1,
         block_size=16,
+        kv_format="float32",
         num_blocks=1024,
         groups=(CacheGroup((0, 1), None),),
         prefix_cache=True,

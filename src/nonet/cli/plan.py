@@ -72,7 +72,7 @@ def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
         (
             "KV cache",
             show_bytes(plan["kv_bytes"]),
-            f"{resolved.num_blocks} blocks of {show_bytes(page)} and the null block; "
+            f"{resolved.kv_format}, {resolved.num_blocks} blocks of {show_bytes(page)} and the null block; "
             f"{tokens} tokens where every layer keeps them all",
         ),
         ("workspace", show_bytes(plan["workspace_bytes"]), "activations, logits, rotary tables"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nonet.core.errors import ConfigError
 
-__all__ = ["CONFLICTS", "Conflict", "find_conflict", "refuse_conflicts"]
+__all__ = ["CONFLICTS", "Conflict", "find_conflict", "refuse_conflicts", "refuse_kv_format"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,12 @@ def refuse_conflicts(values: Mapping[str, object]) -> None:
     if row is not None:
         given = " and ".join(f"{name} {value}" for name, value in (row.first, row.second))
         raise ConfigError(f"{given} exclude each other: {row.reason}; {row.remedy}")
+
+
+def refuse_kv_format(name: str, known_to: tuple[str, ...], kernels: str) -> None:
+    """Raise ConfigError where `kernels` is not among the implementations that hold a KV format."""
+    if kernels not in known_to:
+        raise ConfigError(
+            f"kv_format is {name}, which the {kernels} kernels do not hold; "
+            f"use kernels {' or '.join(known_to)}, or another kv_format"
+        )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nonet.config.compat import find_conflict, refuse_conflicts
+from nonet.config.compat import find_conflict, refuse_conflicts, refuse_kv_format
 from nonet.config.machine import Machine
-from nonet.config.memory import HeldWeights, weight_bytes
+from nonet.config.memory import EntryFormat, HeldWeights, weight_bytes
 from nonet.config.schema import Config
 from nonet.core.catalogue import Catalogue, parse_spec
 from nonet.core.errors import ConfigError
@@ -24,6 +24,7 @@ class Computation:
     weight_format: str  # a spec string
     weight_bytes: int
     kernels: str
+    kv_format: str  # a spec string, or the dtype
 
 
 def choose_computation(
@@ -31,6 +32,7 @@ def choose_computation(
     spec: ModelSpec,
     machine: Machine,
     weight_formats: Catalogue,
+    kv_format: EntryFormat | None,
     model_path: str,
     why: dict[str, str],
 ) -> Computation:
@@ -43,11 +45,12 @@ def choose_computation(
         why["weight_format"] = "every weight in dtype, nothing rounded further"
     held: HeldWeights = weight_formats.build(weight_format)
     chosen = {"device": device, "dtype": dtype, "weight_format": parse_spec(weight_format)[0]}
-    kernels = _kernels(config, spec, machine, chosen, why)
+    kernels = _kernels(config, spec, machine, chosen, kv_format, why)
     refuse_conflicts({**chosen, "kernels": kernels})
     stored_at = "" if config.model.dummy_weights else model_path
     num_bytes = weight_bytes(spec, dtype, held, kernels, stored_at)
-    return Computation(device, dtype, weight_format, num_bytes, kernels)
+    kv_name = _kv_format(config, kernels, dtype, kv_format, why)
+    return Computation(device, dtype, weight_format, num_bytes, kernels, kv_name)
 
 
 def _device(config: Config, machine: Machine, why: dict[str, str]) -> str:
@@ -84,6 +87,7 @@ def _kernels(
     spec: ModelSpec,
     machine: Machine,
     chosen: dict[str, str],
+    kv_format: EntryFormat | None,
     why: dict[str, str],
 ) -> str:
     """`chosen` holds what was settled before: nothing that it excludes is picked."""
@@ -102,9 +106,22 @@ def _kernels(
         best = "native"
         reason = "the fastest on a CPU, and a C++ compiler is here to build them"
         missing = no_native
+    if missing is None and kv_format is not None and best not in kv_format.kernels:
+        missing = f"the {best} kernels do not hold KV format {kv_format.name}"
     conflict = find_conflict({**chosen, "kernels": best})
     if missing is None and conflict is None:
         why["kernels"] = reason
         return best
     why["kernels"] = missing or (conflict.reason if conflict is not None else "")
     return "reference"
+
+
+def _kv_format(
+    config: Config, kernels: str, dtype: str, kv_format: EntryFormat | None, why: dict[str, str]
+) -> str:
+    if kv_format is None:
+        assert config.cache.kv_format == "auto", config.cache.kv_format
+        why["kv_format"] = "keys and values in dtype, nothing rounded further"
+        return dtype
+    refuse_kv_format(kv_format.name, kv_format.kernels, kernels)
+    return config.cache.kv_format

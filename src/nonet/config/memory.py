@@ -11,6 +11,7 @@ from nonet.core.model_spec import ModelSpec
 __all__ = [
     "DTYPE_BYTES",
     "KEPT_FORMS",
+    "EntryFormat",
     "HeldWeights",
     "adapter_bytes",
     "kv_bytes_per_block",
@@ -26,6 +27,17 @@ KEPT_FORMS = {"native": ("groupwise",), "triton": ("float8",)}
 
 # Arrays as large as the float32 logits that sampling holds at its peak: logits, sorted, ids, probabilities.
 LOGIT_COPIES = 4
+
+
+class EntryFormat(Protocol):
+    """What a plan asks of a KV format (`kernels.kv_format.KVFormat`)."""
+
+    name: str
+    kernels: tuple[str, ...]  # implementations that hold it
+
+    def entry_bytes(self, head_dim: int, dtype_bytes: int) -> int:
+        """Bytes of one key or one value of one head, its scale included."""
+        ...
 
 
 class HeldWeights(Protocol):
@@ -47,11 +59,18 @@ def weight_bytes(
 
 
 def kv_bytes_per_block(
-    spec: ModelSpec, groups: Sequence[CacheGroup], block_size: int, dtype: str
+    spec: ModelSpec,
+    groups: Sequence[CacheGroup],
+    block_size: int,
+    dtype: str,
+    kv_format: EntryFormat | None = None,
 ) -> int:
-    """Keys and values of `block_size` tokens in as many layers as the largest group has."""
+    """Keys and values of `block_size` tokens in as many layers as the largest group has; without a format, in dtype."""
     layers = max(len(group.layers) for group in groups)
-    return 2 * layers * block_size * spec.num_kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+    each = spec.head_dim * DTYPE_BYTES[dtype]
+    if kv_format is not None:
+        each = kv_format.entry_bytes(spec.head_dim, DTYPE_BYTES[dtype])
+    return 2 * layers * block_size * spec.num_kv_heads * each
 
 
 def workspace_bytes(

@@ -10,6 +10,7 @@ from nonet.config.computation import choose_computation
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
 from nonet.config.memory import (
+    EntryFormat,
     kv_bytes_per_block,
     show_bytes,
     workspace_bytes,
@@ -72,6 +73,7 @@ def resolve(
     weight_formats: Catalogue,
     *,
     model_path: str | None = None,
+    kv_format: EntryFormat | None = None,
 ) -> Resolved:
     """The engine's plan for this model on this machine. Reads no weights.
 
@@ -80,7 +82,7 @@ def resolve(
     """
     why: dict[str, str] = {}
     path = config.model.model if model_path is None else model_path
-    how = choose_computation(config, spec, machine, weight_formats, path, why)
+    how = choose_computation(config, spec, machine, weight_formats, kv_format, path, why)
     device, dtype, weight_format = how.device, how.dtype, how.weight_format
     recording = _recording(config, how.kernels, why)
     block_size = _block_size(config, device, why)
@@ -91,7 +93,7 @@ def resolve(
     adapters = plan_adapters(config, spec, dtype, why)
     used = how.weight_bytes + workspace + (adapters.slot_bytes if adapters else 0)
     free = _free_bytes(config, machine, device, used, dtype, weight_format)
-    page = kv_bytes_per_block(spec, groups, block_size, dtype)
+    page = kv_bytes_per_block(spec, groups, block_size, dtype, kv_format)
     shape = _CacheShape(groups, block_size, step_tokens, page)
     num_blocks = _num_blocks(config, device, shape, free, longest, num_seqs, why)
     max_model_len = _max_model_len(config, spec, shape, num_blocks, free, why)
@@ -109,6 +111,7 @@ def resolve(
         threads=_threads(config, machine, why),
         block_size=block_size,
         num_blocks=num_blocks,
+        kv_format=how.kv_format,
         groups=groups,
         max_num_seqs=num_seqs,
         max_tokens_per_step=step_tokens,

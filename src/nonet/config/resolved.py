@@ -55,6 +55,7 @@ class Resolved:
     threads: int
     block_size: int
     num_blocks: int  # without the null block
+    kv_format: str  # a KV format, or the dtype where nothing is rounded further
     groups: tuple[CacheGroup, ...]
     prefix_cache: bool
     kv_reservation: str  # "paged" | "worst_case"

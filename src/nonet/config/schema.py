@@ -45,7 +45,7 @@ class ModelConfig:
     )
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Doc("dtype of the weights and of the KV cache"),
+        Doc("dtype of the weights and, without a kv_format, of the KV cache"),
     ] = "auto"
     weight_format: Annotated[
         str,
@@ -74,6 +74,9 @@ class CacheConfig:
     memory_gib: Annotated[float | None, Doc("KV memory in GiB; overrides memory_fraction", 0)] = (
         None
     )
+    kv_format: Annotated[
+        str, Doc("how keys and values are held: auto (the model's dtype), int8 or fp8 (lossy)")
+    ] = "auto"
     prefix_cache: Annotated[bool, Doc("reuse the KV of equal prompt beginnings")] = True
     kv_reservation: Annotated[
         Literal["paged", "worst_case"],

@@ -24,6 +24,8 @@ from nonet.kernels import KERNELS
 from nonet.kernels.ops import Ops, Recording
 from nonet.kv.cache import KVCache
 from nonet.kv.compaction import CompactionRule
+from nonet.kv.format import KV_FORMATS
+from nonet.kv.prefix.hashed import HashedPrefixIndex
 from nonet.kv.prune import PRUNERS
 from nonet.kv.prune.base import Pruner
 from nonet.kv.storage import KVStorage
@@ -162,6 +164,7 @@ def _compiling(compiler: GrammarCompiler, request: Request) -> Task | None:
 
 
 def _kv_cache(resolved: Resolved, pruner: Pruner | None) -> KVCache:
+    """The names of the prefix index say in which format entries are: those of other formats are other numbers."""
     rule = None
     if pruner is not None:
         needs = pruner.needs
@@ -171,6 +174,7 @@ def _kv_cache(resolved: Resolved, pruner: Pruner | None) -> KVCache:
         resolved.num_blocks,
         resolved.block_size,
         resolved.prefix_cache,
+        index=HashedPrefixIndex(len(resolved.groups), resolved.block_size, resolved.kv_format),
         max_leased=resolved.max_leased_blocks,
         compaction=rule,
     )
@@ -185,7 +189,14 @@ def _device_side(
     pruner: Pruner | None,
     adapters: AdapterParts | None,
 ) -> _DeviceSide:
-    storage = KVStorage(spec, resolved.groups, ops, resolved.num_blocks, resolved.block_size)
+    storage = KVStorage(
+        spec,
+        resolved.groups,
+        ops,
+        resolved.num_blocks,
+        resolved.block_size,
+        None if resolved.kv_format == resolved.dtype else KV_FORMATS.build(resolved.kv_format),
+    )
     max_blocks = -(-resolved.max_model_len // resolved.block_size)
     buffers = StepBuffers(
         storage,

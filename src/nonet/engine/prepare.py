@@ -12,6 +12,7 @@ from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
 from nonet.core.model_spec import GenerationDefaults, ModelSpec
 from nonet.core.sampling_params import SamplingParams
+from nonet.kv.format import KV_FORMATS
 from nonet.quant.formats import WEIGHT_FORMATS
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
@@ -28,7 +29,15 @@ def resolve_config(config: Config) -> tuple[Resolved, ModelSpec]:
     """Find the model, read its shape, and settle every automatic choice. Reads no weights."""
     path = resolve_model(config.model.model, config.model.revision)
     spec = read_spec(path)
-    plan = resolve(config, spec, Machine.detect(), WEIGHT_FORMATS, model_path=str(path))
+    entries = config.cache.kv_format
+    plan = resolve(
+        config,
+        spec,
+        Machine.detect(),
+        WEIGHT_FORMATS,
+        model_path=str(path),
+        kv_format=None if entries == "auto" else KV_FORMATS.build(entries),
+    )
     return plan, spec
 
 

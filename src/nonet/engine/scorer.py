@@ -11,6 +11,7 @@ from nonet.config.groups import cache_groups
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import BlockTableUpdate, NewSequence, Row
 from nonet.engine.assemble import load_model, make_ops
+from nonet.kv.format import KV_FORMATS
 from nonet.kv.storage import KVStorage
 from nonet.runner.batch import StepBuffers
 from nonet.runner.sequences import SequenceTable
@@ -25,7 +26,7 @@ BLOCK = 16
 class Scorer:
     """A model with its own KV memory for one sequence of at most `max_tokens` tokens, on the CPU.
 
-    `weight_format` and `kernels` are names of their catalogues.
+    `weight_format`, `kernels` and `kv_format` are names of their catalogues; without a KV format, entries are in dtype.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Scorer:
         kernels: str = "reference",
         dtype: str = "float32",
         weight_format: str = "dense",
+        kv_format: str | None = None,
         threads: int = 2,
         max_tokens: int = 512,
     ) -> None:
@@ -43,7 +45,8 @@ class Scorer:
         self.model = load_model(open_weights(path), self.spec, self.ops, weight_format, max_tokens)
         groups = cache_groups(self.spec)
         blocks = -(-max_tokens // BLOCK)
-        storage = KVStorage(self.spec, groups, self.ops, blocks * len(groups), BLOCK)
+        entries = None if kv_format is None else KV_FORMATS.build(kv_format)
+        storage = KVStorage(self.spec, groups, self.ops, blocks * len(groups), BLOCK, entries)
         self._sequences = SequenceTable(1, blocks, len(groups))
         self._buffers = StepBuffers(
             storage,

@@ -1,22 +1,22 @@
 """Entries of a paged cache by their slots, in whatever order an implementation keeps its memory.
 
-Letters: N blocks, P block size, K KV heads.
+Letters: N blocks, P block size, K KV heads, D head dim.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["EntryView", "copy_all"]
+__all__ = ["EntryView", "StoredEntries", "copy_all"]
 
 
 @dataclass(frozen=True, slots=True)
 class EntryView:
-    """Keys, values or scales seen as [N, *offsets, K, ...]: sizes of `offsets` multiply to P, the first one slowest.
+    """One tensor of a cache seen as [N, *offsets, K, ...]: sizes of `offsets` multiply to P, the first one slowest.
 
     >>> view = EntryView(torch.arange(12).view(3, 2, 2, 1), num_offset_axes=1)
     >>> view.read(torch.tensor([3])).flatten().tolist()
@@ -24,7 +24,7 @@ class EntryView:
     """
 
     memory: torch.Tensor
-    num_offset_axes: int
+    num_offset_axes: int = 1
 
     def read(self, slots: torch.Tensor) -> torch.Tensor:
         """[n, K, ...] of the entries in `slots` [n]."""
@@ -50,7 +50,29 @@ class EntryView:
         return tuple(places)
 
 
-def copy_all(views: Sequence[EntryView], sources: torch.Tensor, targets: torch.Tensor) -> None:
+@dataclass(frozen=True, slots=True)
+class StoredEntries:
+    """The keys, or the values, of a layer: codes [N, *offsets, K, *parts], whose parts flatten to an entry's codes.
+
+    With a format there are scales [N, P, K], and `dequantize` makes float32 [n, K, D] of codes [n, K, W] and scales
+    [n, K]; without, codes are numbers.
+    """
+
+    codes: EntryView
+    scales: EntryView | None = None
+    dequantize: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    def read(self, slots: torch.Tensor) -> torch.Tensor:
+        """float32 [n, K, D]."""
+        codes = self.codes.read(slots).flatten(2)
+        if self.scales is None or self.dequantize is None:
+            return codes.float()
+        return self.dequantize(codes, self.scales.read(slots))
+
+
+def copy_all(stored: Sequence[StoredEntries], sources: torch.Tensor, targets: torch.Tensor) -> None:
     """See `Ops.copy_entries`."""
-    for view in views:
-        view.write(targets, view.read_heads(sources))
+    for entries in stored:
+        for view in (entries.codes, entries.scales):
+            if view is not None:
+                view.write(targets, view.read_heads(sources))

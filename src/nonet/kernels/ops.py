@@ -19,6 +19,7 @@ import torch
 
 from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.kv_format import KVFormat
 
 __all__ = [
     "Activation",
@@ -52,11 +53,18 @@ class QKVLayout:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """The KV memory of one layer, in the layout that the implementation asked for (`Ops.allocate_cache`)."""
+    """The KV memory of one layer, in the layout that the implementation asked for (`Ops.allocate_cache`).
+
+    With a format, keys and values are its codes, and the scales hold one number for each entry; without, they are
+    numbers and the scales are empty.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     block_size: int
+    format: KVFormat | None
+    key_scales: torch.Tensor
+    value_scales: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +212,14 @@ class Ops(Protocol):
         ...
 
     def allocate_cache(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: KVFormat | None = None,
     ) -> LayerCache:
-        """Zeroed KV memory of one layer."""
-        ...
-
-    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
-        """Bytes of one block of one layer, keys and values."""
+        """Zeroed KV memory of one layer; ConfigError for a format that this implementation does not hold."""
         ...
 
     def gather_entries(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
@@ -91,12 +92,14 @@ class WrappedOps:
         return self.inner.gather_rows(x, rows)
 
     def allocate_cache(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: KVFormat | None = None,
     ) -> LayerCache:
-        return self.inner.allocate_cache(num_blocks, block_size, num_kv_heads, head_dim)
-
-    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
-        return self.inner.cache_bytes_per_block(block_size, num_kv_heads, head_dim)
+        return self.inner.allocate_cache(num_blocks, block_size, num_kv_heads, head_dim, kv_format)
 
     def gather_entries(
         self, cache: LayerCache, slots: torch.Tensor

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from nonet.config.resolved import CacheGroup
 from nonet.core.model_spec import ModelSpec
+from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import LayerCache, Ops
 
 __all__ = ["KVStorage"]
 
 
 class KVStorage:
-    """KV memory for `num_blocks` usable blocks and the null block 0."""
+    """KV memory for `num_blocks` usable blocks and the null block 0; entries in the kernels' dtype or in a format."""
 
     def __init__(
         self,
@@ -23,10 +24,13 @@ class KVStorage:
         ops: Ops,
         num_blocks: int,
         block_size: int,
+        kv_format: KVFormat | None = None,
     ) -> None:
         depth = max(len(group.layers) for group in groups)
         pages = [
-            ops.allocate_cache(num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim)
+            ops.allocate_cache(
+                num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim, kv_format
+            )
             for _ in range(depth)
         ]
         place = {layer: index for group in groups for index, layer in enumerate(group.layers)}

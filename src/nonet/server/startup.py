@@ -22,7 +22,7 @@ def startup_table(info: EngineInfo, resolved: Resolved, url: str, curl: str) -> 
         ("context", f"{info.max_model_len} tokens", why.get("max_model_len", "")),
         (
             "KV cache",
-            f"{info.num_blocks} blocks of {info.block_size} = {info.kv_tokens} tokens",
+            f"{info.num_blocks} blocks of {info.block_size} = {info.kv_tokens} tokens, {resolved.kv_format}",
             why.get("num_blocks", ""),
         ),
         ("kernels", info.kernels, why.get("kernels", "")),

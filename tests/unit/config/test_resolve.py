@@ -17,6 +17,7 @@ from nonet.config.resolve import resolve
 from nonet.config.resolved import CacheGroup, Resolved
 from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec, RopeSpec
+from nonet.kv.format import KV_FORMATS
 from nonet.quant.formats import WEIGHT_FORMATS
 
 GIB = 2**30
@@ -105,6 +106,37 @@ def test_gemma_groups_and_page_by_hand() -> None:
     assert blocks_for(groups, 160, 16, 512) == 6 * 10
 
 
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+@pytest.mark.parametrize(("dim", "least"), [(64, 1.85), (128, 1.9)])
+def test_kv_formats_nearly_double_the_blocks(name: str, dim: int, least: float) -> None:
+    """As many blocks can be given out: codes of a byte, and two bytes of scale for each key and value of a head."""
+    spec = replace(SMOLLM2, head_dim=dim, hidden_size=9 * dim, max_position=1 << 20)
+    plain = plan(spec, max_num_seqs=64)
+    kv_format = KV_FORMATS.build(name)
+    config = from_options({"kv_format": name, "max_num_seqs": 64})
+    rounded = resolve(
+        config, spec, MACHINE, WEIGHT_FORMATS, model_path="m.gguf", kv_format=kv_format
+    )
+    assert rounded.memory.kv_bytes_per_block == 2 * 30 * 16 * 3 * (dim + 2)
+    assert rounded.num_blocks >= least * plain.num_blocks
+    assert (rounded.kv_format, plain.kv_format) == (name, "bfloat16")
+    assert rounded.memory.kv_bytes <= plain.memory.kv_bytes + plain.memory.kv_bytes_per_block
+
+
+def test_kernels_that_do_not_hold_a_format() -> None:
+    int8 = KV_FORMATS.build("int8")
+    int8.kernels = ("reference", "triton")
+    config = from_options({"kv_format": "int8"})
+    resolved = resolve(
+        config, SMOLLM2, MACHINE, WEIGHT_FORMATS, model_path="m.gguf", kv_format=int8
+    )
+    assert resolved.kernels == "reference"
+    assert resolved.reasons["kernels"] == "the native kernels do not hold KV format int8"
+    config = from_options({"kv_format": "int8", "kernels": "native"})
+    with pytest.raises(ConfigError, match="use kernels reference or triton, or another kv_format"):
+        resolve(config, SMOLLM2, MACHINE, WEIGHT_FORMATS, model_path="m.gguf", kv_format=int8)
+
+
 def test_a_window_saves_memory() -> None:
     full = replace(GEMMA3_270M, layer_windows=())
     blocks = blocks_for(cache_groups(full), 32768, 16, 512)
@@ -143,14 +175,14 @@ def test_longest_that_fits_is_the_longest(num_blocks: int) -> None:
 def test_every_automatic_choice_has_a_reason_and_no_other() -> None:
     automatic = {
         "device", "dtype", "kernels", "weight_format", "block_size", "max_num_seqs", "max_tokens_per_step",
-        "groups", "memory_fraction", "num_blocks", "max_model_len", "threads",
+        "groups", "kv_format", "memory_fraction", "num_blocks", "max_model_len", "threads",
     }  # fmt: skip
     assert set(plan().reasons) == automatic
     chosen = plan(
         device="cpu", dtype="float32", kernels="native", weight_format="int8", block_size=32, num_blocks=64,
         max_num_seqs=8, max_tokens_per_step=64, max_model_len=512, threads=1,
     )  # fmt: skip
-    assert set(chosen.reasons) == {"groups"}
+    assert set(chosen.reasons) == {"groups", "kv_format"}
 
 
 @pytest.mark.parametrize(

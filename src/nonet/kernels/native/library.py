@@ -150,6 +150,8 @@ class RopeArgs(ctypes.Structure):
         ("k_norm", _pointer),
         ("keys", _pointer),
         ("values", _pointer),
+        ("key_scales", _pointer),
+        ("value_scales", _pointer),
         ("positions", _pointer),
         ("slots", _pointer),
         ("rows", Rows),
@@ -158,6 +160,7 @@ class RopeArgs(ctypes.Structure):
         ("dim", _int32),
         ("block_size", _int32),
         ("element", _int32),
+        ("storage", _int32),
         ("eps", _float),
     ]
 
@@ -168,6 +171,8 @@ class AttentionArgs(ctypes.Structure):
         ("out", _pointer),
         ("keys", _pointer),
         ("values", _pointer),
+        ("key_scales", _pointer),
+        ("value_scales", _pointer),
         ("query_start", _pointer),
         ("kv_len", _pointer),
         ("block_table", _pointer),
@@ -178,6 +183,7 @@ class AttentionArgs(ctypes.Structure):
         ("dim", _int32),
         ("block_size", _int32),
         ("element", _int32),
+        ("storage", _int32),
         ("window", _int32),
         ("scale", _float),
         ("softcap", _float),

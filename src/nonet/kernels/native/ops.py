@@ -17,7 +17,8 @@ from nonet.kernels.entries import copy_all
 from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.inputs import Inputs
-from nonet.kernels.native.entries import entry_views, read_entries
+from nonet.kernels.kv_format import KVFormat
+from nonet.kernels.native.entries import allocate_cache, storage_number, stored_entries
 from nonet.kernels.native.library import (
     AttentionArgs,
     EmbedArgs,
@@ -189,6 +190,8 @@ class NativeOps:
             k_norm=None if norms[1] is None else norms[1].data_ptr(),
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
+            key_scales=cache.key_scales.data_ptr(),
+            value_scales=cache.value_scales.data_ptr(),
             positions=_indices(inputs.positions),
             slots=_indices(inputs.slots),
             rows=self._rows(qkv),
@@ -197,6 +200,7 @@ class NativeOps:
             dim=layout.head_dim,
             block_size=cache.block_size,
             element=self._element,
+            storage=storage_number(cache.format),
             eps=eps,
         )
         self._emit("rope_store", "rope_store", args, q, qkv, cos_sin, cache, inputs, *norms)
@@ -220,6 +224,8 @@ class NativeOps:
             out=out.data_ptr(),
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
+            key_scales=cache.key_scales.data_ptr(),
+            value_scales=cache.value_scales.data_ptr(),
             query_start=_indices(inputs.query_start),
             kv_len=_indices(inputs.kv_len),
             block_table=_indices(inputs.block_table),
@@ -230,6 +236,7 @@ class NativeOps:
             dim=layout.head_dim,
             block_size=cache.block_size,
             element=self._element,
+            storage=storage_number(cache.format),
             window=window or 0,
             scale=scale,
             softcap=softcap or 0.0,
@@ -250,27 +257,24 @@ class NativeOps:
         return out
 
     def allocate_cache(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: KVFormat | None = None,
     ) -> LayerCache:
-        if block_size % 16 or head_dim % 16 or head_dim > 256:
-            raise ConfigError(
-                f"the native kernels need a block size that is a multiple of 16 (given: {block_size}) and a head "
-                f"dimension that is a multiple of 16 up to 256 (given: {head_dim}); use the reference kernels"
-            )
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        keys = self._pages.allocate(shape, self.dtype)
-        return LayerCache(keys, self._pages.allocate(shape, self.dtype), block_size)
-
-    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+        return allocate_cache(self._pages, self.dtype, shape, kv_format)
 
     def gather_entries(
         self, cache: LayerCache, slots: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return read_entries(cache, slots)
+        keys, values = (stored.read(slots) for stored in stored_entries(cache, self.dtype))
+        return keys, values
 
     def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(entry_views(cache), sources, targets)
+        copy_all(stored_entries(cache, self.dtype), sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape

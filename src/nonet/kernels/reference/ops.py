@@ -12,10 +12,11 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from nonet.kernels.entries import EntryView, copy_all
+from nonet.kernels.entries import EntryView, StoredEntries, copy_all
 from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.inputs import InputRounding, rounding_of
+from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
@@ -136,8 +137,8 @@ class ReferenceOps:
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         kept = inputs.slots >= 0
         slots = inputs.slots[kept].long()
-        cache.keys.view(-1, kv_heads, dim)[slots] = k[kept].to(cache.keys.dtype)
-        cache.values.view(-1, kv_heads, dim)[slots] = v[kept].to(cache.values.dtype)
+        for stored, new in zip(_stored(cache), (k, v), strict=True):
+            _store(stored, cache.format, slots, new[kept])
         return q.reshape(tokens, heads * dim)
 
     def attention(
@@ -158,9 +159,13 @@ class ReferenceOps:
             if first == last:
                 continue
             length = int(inputs.kv_len[seq])
-            k, v = _gather(cache, inputs.block_table[seq], length)
-            k = k.repeat_interleave(heads // kv_heads, dim=1).float()
-            v = v.repeat_interleave(heads // kv_heads, dim=1).float()
+            slots = _slots(inputs.block_table[seq], length, cache.block_size)
+            k, v = (
+                _without_freed(entries, slots, cache.block_size).repeat_interleave(
+                    heads // kv_heads, dim=1
+                )
+                for entries in self.gather_entries(cache, slots)
+            )
             queries = q[first:last].view(-1, heads, dim).float()
             scores = torch.einsum("qhd,khd->hqk", queries, k) * scale
             if softcap is not None:
@@ -174,23 +179,33 @@ class ReferenceOps:
         return x[rows.long()]
 
     def allocate_cache(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: KVFormat | None = None,
     ) -> LayerCache:
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        return LayerCache(keys, torch.zeros_like(keys), block_size)
-
-    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+        """Keys and values [N, P, K, W], scales [N, P, K]; the types and W of any format are those of its codes."""
+        shape = (num_blocks, block_size, num_kv_heads)
+        codes = torch.zeros(1, head_dim, dtype=self.dtype, device=self.device)
+        scales = torch.empty(0, device=self.device)
+        if kv_format is not None:
+            codes, scales = kv_format.quantize(codes)
+            scales = scales.new_zeros(shape)
+        keys = codes.new_zeros((*shape, codes.shape[-1]))
+        return LayerCache(
+            keys, torch.zeros_like(keys), block_size, kv_format, scales, torch.zeros_like(scales)
+        )
 
     def gather_entries(
         self, cache: LayerCache, slots: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = _views(cache)
-        return keys.read(slots).float(), values.read(slots).float()
+        keys, values = (stored.read(slots) for stored in _stored(cache))
+        return keys, values
 
     def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(_views(cache), sources, targets)
+        copy_all(_stored(cache), sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
@@ -201,8 +216,28 @@ class ReferenceOps:
         return None
 
 
-def _views(cache: LayerCache) -> tuple[EntryView, EntryView]:
-    return EntryView(cache.keys, 1), EntryView(cache.values, 1)
+def _stored(cache: LayerCache) -> tuple[StoredEntries, StoredEntries]:
+    """The keys and the values."""
+    keys, values = EntryView(cache.keys), EntryView(cache.values)
+    if cache.format is None:
+        return StoredEntries(keys), StoredEntries(values)
+    read = cache.format.dequantize
+    return (
+        StoredEntries(keys, EntryView(cache.key_scales), read),
+        StoredEntries(values, EntryView(cache.value_scales), read),
+    )
+
+
+def _store(
+    stored: StoredEntries, kv_format: KVFormat | None, slots: torch.Tensor, new: torch.Tensor
+) -> None:
+    """Keys or values [n, K, D] to their slots [n]."""
+    if kv_format is None or stored.scales is None:
+        stored.codes.write(slots, new.to(stored.codes.memory.dtype))
+        return
+    codes, scales = kv_format.quantize(new)
+    stored.codes.write(slots, codes)
+    stored.scales.write(slots, scales)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -211,18 +246,15 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def _gather(
-    cache: LayerCache, table: torch.Tensor, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `length` keys and values [length, K, D] of a sequence.
+def _slots(table: torch.Tensor, length: int, block_size: int) -> torch.Tensor:
+    """int64 slots of the first `length` entries of a sequence."""
+    entry = torch.arange(length, device=table.device)
+    return table[entry // block_size].long() * block_size + entry % block_size
 
-    Entries of freed window blocks point at the null block; they are masked, but must not bring NaN into 0 * v.
-    """
-    blocks = table[: -(-length // cache.block_size)].long()
-    k = cache.keys[blocks].flatten(0, 1)[:length]
-    v = cache.values[blocks].flatten(0, 1)[:length]
-    freed = (blocks == 0).repeat_interleave(cache.block_size)[:length, None, None]
-    return k.masked_fill(freed, 0), v.masked_fill(freed, 0)
+
+def _without_freed(entries: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Freed window entries point at the null block; they are masked, but must not bring NaN into 0 * v."""
+    return entries.masked_fill((slots < block_size)[:, None, None], 0)
 
 
 def _visible(

@@ -20,6 +20,7 @@ from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_tile import (
     block_ids,
     entry_offsets,
+    entry_scales,
     fold,
     group_rows,
     visible_entries,
@@ -96,14 +97,15 @@ def attend_few(
     `longest` bounds the queries of any sequence of the step.
     """
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
-    num_seqs = len(inputs.kv_len)
-    block = max(16, triton.next_power_of_2(dim))
+    num_seqs, block = len(inputs.kv_len), max(16, triton.next_power_of_2(dim))
     used_rows = min(rows, triton.next_power_of_2(heads // kv_heads * longest))
     _attend_few[(tiling.programs,)](
         q,
         q.stride(0),
         cache.keys,
         cache.values,
+        cache.key_scales,
+        cache.value_scales,
         out,
         scratch.partial,
         scratch.high,
@@ -131,6 +133,7 @@ def attend_few(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        IS_CODED=cache.format is not None,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
@@ -138,11 +141,12 @@ def attend_few(
 
 @triton.jit(do_not_specialize=["num_seqs", "window"])
 def _attend_few(
-    q, q_stride, keys, values, out, partial, part_high, part_total, arrivals,
+    q, q_stride, keys, values, key_scales, value_scales, out, partial, part_high, part_total, arrivals,
     block_table, table_stride, query_start, kv_len, num_seqs, scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
     PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    IS_CODED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
@@ -164,9 +168,10 @@ def _attend_few(
         pair_start += head * tiles
         last = tl.minimum(pair_start + tiles, stop)
         acc, high, total = _segment(
-            q, q_stride, keys, values, block_table + seq.to(tl.int64) * table_stride, query_start,
-            kv_len, seq, head, low + at - pair_start, low + last - pair_start, scale, softcap, window,
-            H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+            q, q_stride, keys, values, key_scales, value_scales,
+            block_table + seq.to(tl.int64) * table_stride, query_start, kv_len, seq, head,
+            low + at - pair_start, low + last - pair_start, scale, softcap, window,
+            H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
         )  # fmt: skip
         if last - at == tiles:
             _finish(out, query_start, seq, head, acc, total, H, K, D, BLOCK_D, ROWS)
@@ -184,18 +189,8 @@ def _attend_few(
                 )  # fmt: skip
                 tl.store(arrivals + seq * K + head, 0)
                 _finish(
-                    out,
-                    query_start,
-                    seq,
-                    head,
-                    acc_of_all,
-                    total_of_all,
-                    H,
-                    K,
-                    D,
-                    BLOCK_D,
-                    USED_ROWS,
-                )
+                    out, query_start, seq, head, acc_of_all, total_of_all, H, K, D, BLOCK_D, USED_ROWS
+                )  # fmt: skip
         at = last
 
 
@@ -218,11 +213,11 @@ def _tiles(
 
 @triton.jit
 def _segment(
-    q, q_stride, keys, values, table, query_start, kv_len, seq, head, tile, stop_tile,
+    q, q_stride, keys, values, key_scales, value_scales, table, query_start, kv_len, seq, head, tile, stop_tile,
     scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
 ):  # fmt: skip
     """(acc, high, total) of one pair over its tiles [tile, stop_tile)."""
     length = tl.load(kv_len + seq)
@@ -243,15 +238,33 @@ def _segment(
     blocks = block_ids(table, tile * TILE, length, P, TILE)
     for start in range(tile * TILE, stop_tile * TILE, TILE):
         place = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None] + lane
-        blocks = block_ids(table, start + TILE, length, P, TILE)
-        entry = start + tl.arange(0, TILE)[:, None]
+        entry = start + tl.arange(0, TILE)
         # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
-        live = (entry < length) & (entry >= oldest) & (lane < D)
-        k = tl.load(keys + place, mask=live, other=0.0)
-        v = tl.load(values + place, mask=live, other=0.0)
+        live = (entry < length) & (entry >= oldest)
+        wide = live[:, None] & (lane < D)
+        k_scale, v_scale = entry_scales(
+            key_scales, value_scales, blocks, start, head, live, K, P, TILE, IS_CODED
+        )
+        blocks = block_ids(table, start + TILE, length, P, TILE)
+        k = tl.load(keys + place, mask=wide, other=0.0)
+        v = tl.load(values + place, mask=wide, other=0.0)
         seen = visible_entries(position, start, window, TILE, HAS_WINDOW)
         acc, high, total = fold(
-            q_tile, k, v, seen, acc, high, total, scale, softcap, True, HAS_SOFTCAP, PRECISION
+            q_tile,
+            k,
+            v,
+            k_scale,
+            v_scale,
+            seen,
+            acc,
+            high,
+            total,
+            scale,
+            softcap,
+            True,
+            HAS_SOFTCAP,
+            PRECISION,
+            IS_CODED,
         )
     return acc, high, total
 

@@ -17,6 +17,7 @@ from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_tile import (
     block_ids,
     entry_offsets,
+    entry_scales,
     fold,
     group_rows,
     visible_entries,
@@ -74,6 +75,8 @@ def attend_chunks(
         q.stride(0),
         cache.keys,
         cache.values,
+        cache.key_scales,
+        cache.value_scales,
         out,
         inputs.block_table,
         inputs.block_table.stride(0),
@@ -97,6 +100,7 @@ def attend_chunks(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        IS_CODED=cache.format is not None,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
@@ -104,11 +108,11 @@ def attend_chunks(
 
 @triton.jit(do_not_specialize=["num_seqs", "tiles", "window", "few_rows"])
 def _attend_chunks(
-    q, q_stride, keys, values, out, block_table, table_stride, query_start, kv_len,
+    q, q_stride, keys, values, key_scales, value_scales, out, block_table, table_stride, query_start, kv_len,
     num_seqs, tiles, scale, softcap, window, few_rows,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, QUERIES: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
 ):  # fmt: skip
     # Late tiles of a sequence see the most, so they go first; neighbours share a head's keys in the L2.
     head = tl.program_id(0) % K
@@ -132,10 +136,11 @@ def _attend_chunks(
     q_tile = tl.load(q + token * q_stride + column, mask=valid, other=0.0)
     position = length - count + query
     acc, total = _walk(
-        q_tile, keys, values, block_table + seq.to(tl.int64) * table_stride, head, position,
+        q_tile, keys, values, key_scales, value_scales,
+        block_table + seq.to(tl.int64) * table_stride, head, position,
         length - count + first, tl.minimum(length, length - count + first + QUERIES),
         scale, softcap, window,
-        K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+        K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
     )  # fmt: skip
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(out + token * (H * D) + column, acc.to(out.dtype.element_ty), mask=valid)
@@ -143,10 +148,10 @@ def _attend_chunks(
 
 @triton.jit
 def _walk(
-    q_tile, keys, values, table, head, position, lowest, stop, scale, softcap, window,
+    q_tile, keys, values, key_scales, value_scales, table, head, position, lowest, stop, scale, softcap, window,
     K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
 ):  # fmt: skip
     """(acc, total) of queries from position `lowest` on over entries below `stop`.
 
@@ -155,8 +160,6 @@ def _walk(
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     high = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    lane = tl.arange(0, BLOCK_D)[None, :]
-    wide = lane < D
     oldest = 0
     whole = (lowest + 1) // TILE * TILE
     if HAS_WINDOW:
@@ -165,38 +168,57 @@ def _walk(
     else:
         blocks = block_ids(table, 0, stop, P, TILE)
         for start in range(0, whole, TILE):
-            k, v = _tile(keys, values, blocks, start, head, wide, K, P, D, TILE, BLOCK_D, False)
+            k, v, k_scale, v_scale = _tile(
+                keys, values, key_scales, value_scales, blocks, start, head, start,
+                K, P, D, TILE, BLOCK_D, False, IS_CODED,
+            )  # fmt: skip
             blocks = block_ids(table, start + TILE, stop, P, TILE)
             acc, high, total = fold(
-                q_tile, k, v, wide, acc, high, total, scale, softcap, False, HAS_SOFTCAP, PRECISION
-            )
+                q_tile, k, v, k_scale, v_scale, start, acc, high, total, scale, softcap,
+                False, HAS_SOFTCAP, PRECISION, IS_CODED,
+            )  # fmt: skip
     blocks = block_ids(table, whole, stop, P, TILE)
     for start in range(whole, stop, TILE):
-        entry = start + tl.arange(0, TILE)[:, None]
+        entry = start + tl.arange(0, TILE)
         # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
-        live = (entry < stop) & (entry >= oldest) & wide
-        k, v = _tile(keys, values, blocks, start, head, live, K, P, D, TILE, BLOCK_D, True)
+        live = (entry < stop) & (entry >= oldest)
+        k, v, k_scale, v_scale = _tile(
+            keys, values, key_scales, value_scales, blocks, start, head, live,
+            K, P, D, TILE, BLOCK_D, True, IS_CODED,
+        )  # fmt: skip
         blocks = block_ids(table, start + TILE, stop, P, TILE)
         seen = visible_entries(position, start, window, TILE, HAS_WINDOW)
         acc, high, total = fold(
-            q_tile, k, v, seen, acc, high, total, scale, softcap, True, HAS_SOFTCAP, PRECISION
-        )
+            q_tile, k, v, k_scale, v_scale, seen, acc, high, total, scale, softcap,
+            True, HAS_SOFTCAP, PRECISION, IS_CODED,
+        )  # fmt: skip
     return acc, total
 
 
 @triton.jit
 def _tile(
-    keys, values, blocks, start, head, live,
+    keys, values, key_scales, value_scales, blocks, start, head, live,
     K: tl.constexpr, P: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
-    MASKED: tl.constexpr,
+    IS_MASKED: tl.constexpr, IS_CODED: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values [TILE, BLOCK_D] of the entries from `start` on; values that are not `live` are zero."""
-    at = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None]
-    at += tl.arange(0, BLOCK_D)[None, :]
-    if MASKED or BLOCK_D != D:
-        k = tl.load(keys + at, mask=live, other=0.0)
-        v = tl.load(values + at, mask=live, other=0.0)
+    """Keys and values [TILE, BLOCK_D] of the entries from `start` on, and their scales [TILE].
+
+    With a mask, entries that are not `live` [TILE] are zero.
+    """
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    at = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None] + lane
+    if IS_MASKED or BLOCK_D != D:
+        wide = lane < D
+        if IS_MASKED:
+            wide = live[:, None] & wide
+        k = tl.load(keys + at, mask=wide, other=0.0)
+        v = tl.load(values + at, mask=wide, other=0.0)
     else:
         k = tl.load(keys + at)
         v = tl.load(values + at)
-    return k, v
+    if not IS_MASKED:
+        live = tl.full([TILE], True, tl.int1)
+    k_scale, v_scale = entry_scales(
+        key_scales, value_scales, blocks, start, head, live, K, P, TILE, IS_CODED
+    )
+    return k, v, k_scale, v_scale

@@ -3,6 +3,9 @@
 FlashAttention's recurrence (arXiv 2205.14135, 2307.08691) in base 2: `high` is the largest score so far times
 log2(e), `total` the sum of 2 ** (score - high), `acc` the same sum over values. Rows that see nothing keep
 high = -inf and total = 0.
+
+Keys and values may be codes (kernels/triton/cache.py): they are multiplied as they are, each as exact a number of q's
+type as of its own; a key's scale goes to its scores, a value's scale to its weights.
 """
 
 from __future__ import annotations
@@ -10,7 +13,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["LOG2_E", "block_ids", "entry_offsets", "fold", "group_rows", "visible_entries"]
+__all__ = [
+    "LOG2_E",
+    "block_ids",
+    "entry_offsets",
+    "entry_scales",
+    "fold",
+    "group_rows",
+    "visible_entries",
+]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -41,6 +52,20 @@ def entry_offsets(
 
 
 @triton.jit
+def entry_scales(
+    key_scales, value_scales, blocks, start, head, live,
+    K: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr, IS_CODED: tl.constexpr,
+):  # fmt: skip
+    """float32 [TILE] of keys and of values, zero for entries that are not `live`; numbers have none."""
+    if IS_CODED:
+        at = entry_offsets(blocks, start, head, K, P, 1, TILE)
+        k_scale = tl.load(key_scales + at, mask=live, other=0.0).to(tl.float32)
+        v_scale = tl.load(value_scales + at, mask=live, other=0.0).to(tl.float32)
+        return k_scale, v_scale
+    return 0.0, 0.0
+
+
+@triton.jit
 def group_rows(ROWS: tl.constexpr, GROUP: tl.constexpr):
     """Query rows of one KV head: (query, head within the group) of each; all heads of a query are neighbours."""
     row = tl.arange(0, ROWS)
@@ -62,6 +87,8 @@ def fold(
     q,
     k,
     v,
+    k_scale,
+    v_scale,
     seen,
     acc,
     high,
@@ -71,9 +98,12 @@ def fold(
     MASKED: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
+    IS_CODED: tl.constexpr,
 ):
     """Take one tile into (acc, high, total)."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
+    if IS_CODED:
+        scores = scores * k_scale[None, :]
     factor = scale * LOG2_E
     if HAS_SOFTCAP:
         # softcap * tanh(y), with tanh(y) = 1 - 2 / (1 + exp(2 y))
@@ -88,5 +118,9 @@ def fold(
     weights = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(high - base)
     total = total * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    if IS_CODED:
+        weights = weights * v_scale[None, :]
+    acc = tl.dot(
+        weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION
+    )
     return acc, new_high, total

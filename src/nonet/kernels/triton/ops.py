@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from nonet.core.errors import ConfigError
-from nonet.kernels.entries import EntryView, copy_all
+from nonet.kernels.entries import copy_all
 from nonet.kernels.float8 import Float8Tensor
+from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import (
     Activation,
     AttentionInputs,
@@ -21,6 +22,7 @@ from nonet.kernels.ops import (
     WeightMatrix,
 )
 from nonet.kernels.triton.attention import PagedAttention
+from nonet.kernels.triton.cache import allocate_cache, stored_entries
 from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
 from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear
@@ -161,24 +163,25 @@ class TritonOps:
         return take_rows(x, rows)
 
     def allocate_cache(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: KVFormat | None = None,
     ) -> LayerCache:
         """[blocks, K, P, D]: what a program reads of a block lies in one piece."""
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        return LayerCache(keys, torch.zeros_like(keys), block_size)
-
-    def cache_bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * block_size * num_kv_heads * head_dim * self.dtype.itemsize
+        return allocate_cache(shape, self.dtype, self.device, kv_format)
 
     def gather_entries(
         self, cache: LayerCache, slots: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = _views(cache)
-        return keys.read(slots).float(), values.read(slots).float()
+        keys, values = (stored.read(slots) for stored in stored_entries(cache))
+        return keys, values
 
     def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(_views(cache), sources, targets)
+        copy_all(stored_entries(cache), sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
@@ -189,10 +192,6 @@ class TritonOps:
 
     def close(self) -> None:
         return None
-
-
-def _views(cache: LayerCache) -> tuple[EntryView, EntryView]:
-    return EntryView(cache.keys.transpose(1, 2), 1), EntryView(cache.values.transpose(1, 2), 1)
 
 
 def _multiprocessors(device: torch.device) -> int:

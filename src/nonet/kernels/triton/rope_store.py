@@ -1,6 +1,7 @@
 """Between the fused projection and attention: norms on heads, rotation, and the write to the KV cache, in one pass.
 
-The cache is [blocks, K, P, D]: the entries of one head in one block are contiguous, which is what attention reads.
+The cache is [blocks, K, P, D]: the entries of one head in one block are contiguous, which is what attention reads. In a
+format, an entry is rounded here: its scale comes from its own numbers, in float32 as they are after rotation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.cache import encode, entry_scale, largest_code
 
 __all__ = ["rope_store"]
 
@@ -36,6 +38,8 @@ def rope_store(
             cos_sin,
             cache.keys,
             cache.values,
+            cache.key_scales,
+            cache.value_scales,
             inputs.positions,
             inputs.slots,
             q_norm if q_norm is not None else cos_sin,
@@ -49,6 +53,7 @@ def rope_store(
             HEADS=HEADS_PER_PROGRAM,
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
+            LARGEST=largest_code(cache),
             num_warps=2 if dim <= 128 else 4,
         )
     return qkv[:, : heads * dim]
@@ -56,24 +61,10 @@ def rope_store(
 
 @triton.jit
 def _rope_store(
-    qkv,
-    cos_sin,
-    keys,
-    values,
-    positions,
-    slots,
-    q_norm,
-    k_norm,
-    eps,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    P: tl.constexpr,
-    HALF: tl.constexpr,
-    HEADS: tl.constexpr,
-    Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr,
-):
+    qkv, cos_sin, keys, values, key_scales, value_scales, positions, slots, q_norm, k_norm, eps,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, LARGEST: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0)
     slot = tl.load(slots + token).to(tl.int64)
     position = tl.load(positions + token).to(tl.int64)
@@ -97,11 +88,23 @@ def _rope_store(
     turned_first = first * cos - second * sin
     turned_second = second * cos + first * sin
     _store(row + at, turned_first, turned_second, inside & is_q[:, None], D)
+    is_v = (head >= H + K) & (head < H + 2 * K)
     kept = inside & (slot >= 0)
+    kept_k, kept_v = kept & is_k[:, None], kept & is_v[:, None]
     kv_head = tl.where(is_k, head - H, head - H - K)[:, None]
-    place = (slot // P * K + kv_head) * (P * D) + slot % P * D + lane[None, :]
-    _store(keys + place, turned_first, turned_second, kept & is_k[:, None], D)
-    _store(values + place, turned_first, turned_second, kept & (head >= H + K)[:, None], D)
+    entry = (slot // P * K + kv_head) * P + slot % P
+    place = entry * D + lane[None, :]
+    if LARGEST == 0:
+        _store(keys + place, turned_first, turned_second, kept_k, D)
+        _store(values + place, turned_first, turned_second, kept_v, D)
+    else:
+        scale = entry_scale(turned_first, turned_second, LARGEST)
+        first_code = encode(turned_first, scale, keys, LARGEST)
+        second_code = encode(turned_second, scale, keys, LARGEST)
+        _store(keys + place, first_code, second_code, kept_k, D)
+        _store(values + place, first_code, second_code, kept_v, D)
+        _store_scales(key_scales + entry, scale, is_k & (slot >= 0))
+        _store_scales(value_scales + entry, scale, is_v & (slot >= 0))
 
 
 @triton.jit
@@ -123,3 +126,9 @@ def _norm(first, second, weight, mine, lane, eps, like, D: tl.constexpr):
 def _store(place, first, second, mask, D: tl.constexpr):
     tl.store(place, first.to(place.dtype.element_ty), mask=mask)
     tl.store(place + D // 2, second.to(place.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_scales(place, scale, mine):
+    """float32 [HEADS, 1] to the places [HEADS, 1] of the heads that are `mine` [HEADS]."""
+    tl.store(place, scale.to(tl.bfloat16), mask=mine[:, None])

@@ -113,8 +113,8 @@ struct Cut {
   }
 };
 
-template <Element E>
-void whole_tile(TileAttention<E>& attention, const Tile& tile) {
+template <Element E, Storage S>
+void whole_tile(TileAttention<E, S>& attention, const Tile& tile) {
   attention.begin(tile);
   for (int range = attention.first_range(tile); range < attention.last_range(tile); ++range) {
     if (attention.compute(tile, range)) attention.fold(tile, attention.parts(), attention.values());
@@ -122,8 +122,8 @@ void whole_tile(TileAttention<E>& attention, const Tile& tile) {
   attention.finish(tile);
 }
 
-template <Element E>
-void shared_range(TileAttention<E>& attention, Cut& cut, const AttentionArgs& args, int item) {
+template <Element E, Storage S>
+void shared_range(TileAttention<E, S>& attention, Cut& cut, const AttentionArgs& args, int item) {
   const int number = item / cut.parts.ranges, range = item % cut.parts.ranges;
   const Tile tile = cut.tiles.find(number);
   if (range < attention.first_range(tile) || range >= attention.last_range(tile)) return;
@@ -133,8 +133,8 @@ void shared_range(TileAttention<E>& attention, Cut& cut, const AttentionArgs& ar
   std::memcpy(cut.parts.values(number, range), attention.values(), sizeof(float) * tile.rows() * args.dim);
 }
 
-template <Element E>
-void fold_tile(TileAttention<E>& attention, Cut& cut, int item) {
+template <Element E, Storage S>
+void fold_tile(TileAttention<E, S>& attention, Cut& cut, int item) {
   const Tile tile = cut.tiles.find(item);
   attention.begin(tile);
   for (int range = attention.first_range(tile); range < attention.last_range(tile); ++range) {
@@ -149,16 +149,25 @@ int attention_items(const void* raw, int stage, const Context& context) {
   return cut.is_shared ? cut.tiles.count : 0;
 }
 
-template <Element E>
-void run_element(const AttentionArgs& args, int stage, int item, Context& context) {
+template <Element E, Storage S>
+void run_tile(const AttentionArgs& args, int stage, int item, Context& context) {
   Cut& cut = context.state<Cut>([&] { return Cut(args, context); });
-  TileAttention<E> attention(args, *reinterpret_cast<Workspace*>(context.scratch));
+  TileAttention<E, S> attention(args, *reinterpret_cast<Workspace*>(context.scratch));
   if (stage == 1)
     fold_tile(attention, cut, item);
   else if (cut.is_shared)
     shared_range(attention, cut, args, item);
   else
     whole_tile(attention, cut.tiles.find(item));
+}
+
+template <Element E>
+void run_element(const AttentionArgs& args, int stage, int item, Context& context) {
+  switch ((Storage)args.storage) {
+    case Storage::kNumbers: return run_tile<E, Storage::kNumbers>(args, stage, item, context);
+    case Storage::kInt8: return run_tile<E, Storage::kInt8>(args, stage, item, context);
+    case Storage::kFloat8: return run_tile<E, Storage::kFloat8>(args, stage, item, context);
+  }
 }
 
 void attention_run(const void* raw, int stage, int item, Context& context) {

@@ -46,11 +46,15 @@ struct alignas(64) Workspace {
   Parts total;
 };
 
-template <Element E>
+// Panels of 16 columns that a tile of attention takes at once. Codes are widened in registers, which leaves fewer.
+template <Storage S>
+constexpr int kPanelsOf = S == Storage::kNumbers ? kAttentionPanels : std::min(2, kAttentionPanels);
+
+template <Element E, Storage S>
 class TileAttention {
  public:
   TileAttention(const AttentionArgs& args, Workspace& work)
-      : args_(args), shape_{E, args.kv_heads, args.dim, args.block_size}, work_(work) {}
+      : args_(args), shape_{E, S, args.kv_heads, args.dim, args.block_size}, work_(work) {}
 
   int first_range(const Tile& tile) const { return std::max(0, first_key(tile, 0)) / kRangeKeys; }
   int last_range(const Tile& tile) const {
@@ -69,6 +73,8 @@ class TileAttention {
 
  private:
   static constexpr int kPerUnit = E == Element::kBfloat16 ? 2 : 1;
+  static constexpr bool kIsCoded = S != Storage::kNumbers;
+  static constexpr int kPanels = kPanelsOf<S>;
 
   int query_count(const Tile& tile) const {
     return args_.query_start[tile.sequence + 1] - args_.query_start[tile.sequence];
@@ -81,6 +87,13 @@ class TileAttention {
   }
   int64_t block_of(const Tile& tile, int key) const {
     return args_.block_table[tile.sequence * args_.table_stride + key / args_.block_size];
+  }
+  // Scales of 16 neighbouring keys of a row's KV head.
+  f32x16 scales(const void* from, const Tile& tile, int row, int key) const {
+    const int head = tile.kv_head + row / tile.rows_per_kv_head();
+    const int64_t index = shape_.scale_index(block_of(tile, key), head, key % args_.block_size);
+    const u16x16 bits = load<u16x16>(static_cast<const uint16_t*>(from) + index);
+    return as_f32(__builtin_convertvector(bits, u32x16) << 16);
   }
   int64_t row_offset(const Tile& tile, int row) const {
     const int64_t token = args_.query_start[tile.sequence] + tile.first_query + tile.query(row);
@@ -98,7 +111,11 @@ class TileAttention {
   Workspace& work_;
 };
 
-extern template class TileAttention<Element::kFloat32>;
-extern template class TileAttention<Element::kBfloat16>;
+extern template class TileAttention<Element::kFloat32, Storage::kNumbers>;
+extern template class TileAttention<Element::kFloat32, Storage::kInt8>;
+extern template class TileAttention<Element::kFloat32, Storage::kFloat8>;
+extern template class TileAttention<Element::kBfloat16, Storage::kNumbers>;
+extern template class TileAttention<Element::kBfloat16, Storage::kInt8>;
+extern template class TileAttention<Element::kBfloat16, Storage::kFloat8>;
 
 }  // namespace nonet

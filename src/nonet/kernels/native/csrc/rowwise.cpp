@@ -6,6 +6,7 @@
 
 #include "activation.h"
 #include "cache.h"
+#include "codes.h"
 #include "simd.h"
 
 namespace nonet {
@@ -25,6 +26,8 @@ struct Runs {
 // About a microsecond of work for each item.
 constexpr int kNormRows = 4, kGatherRowsLeast = 8, kRopeRows = 2;
 constexpr int kGatedColumns = 1024;
+
+constexpr int kMostDim = 256;
 
 // One row; `x` may be `out`. Not inlined: one copy of the arithmetic for every caller.
 __attribute__((noinline)) void norm_row(const float* x, const float* weight, float* out, int columns, float eps) {
@@ -91,6 +94,32 @@ void store_value(const CacheShape& shape, void* values, int slot, int head, cons
   }
 }
 
+// Codes of an entry to their places, and its scale.
+template <Storage S>
+void store_codes(const CacheShape& shape, const RopeArgs& args, int slot, int head, const float* k, const float* v) {
+  const int block = slot / shape.block_size, offset = slot % shape.block_size;
+  const int64_t scale = shape.scale_index(block, head, offset);
+  uint8_t codes[kMostDim];
+  static_cast<uint16_t*>(args.key_scales)[scale] = encode_entry<S>(k, shape.dim, codes);
+  uint8_t* keys = reinterpret_cast<uint8_t*>(shape.key_block(static_cast<uint32_t*>(args.keys), block, head));
+  for (int d = 0; d < shape.dim; ++d)
+    keys[d / kCodesPerWord * shape.block_size * kCodesPerWord + shape.code_byte(offset, d % kCodesPerWord)] = codes[d];
+  static_cast<uint16_t*>(args.value_scales)[scale] = encode_entry<S>(v, shape.dim, codes);
+  uint8_t* values = reinterpret_cast<uint8_t*>(shape.value_block(static_cast<uint32_t*>(args.values), block, head));
+  values += offset / kCodesPerWord * shape.dim * kCodesPerWord;
+  for (int d = 0; d < shape.dim; ++d) values[shape.code_byte(d, offset % kCodesPerWord)] = codes[d];
+}
+
+void store_entry(const CacheShape& shape, const RopeArgs& args, int slot, int head, const float* k, const float* v) {
+  switch (shape.storage) {
+    case Storage::kInt8: return store_codes<Storage::kInt8>(shape, args, slot, head, k, v);
+    case Storage::kFloat8: return store_codes<Storage::kFloat8>(shape, args, slot, head, k, v);
+    case Storage::kNumbers: break;
+  }
+  store_key(shape, args.keys, slot, head, k);
+  store_value(shape, args.values, slot, head, v);
+}
+
 void rope_token(const RopeArgs& args, const CacheShape& shape, int token) {
   const int dim = args.dim;
   float* row = args.qkv + (int64_t)token * (args.heads + 2 * args.kv_heads) * dim;
@@ -107,8 +136,7 @@ void rope_token(const RopeArgs& args, const CacheShape& shape, int token) {
     float* k = row + (args.heads + h) * dim;
     if (args.k_norm) norm_row(k, args.k_norm, k, dim, args.eps);
     rotate(k, cos_sin, k, dim);
-    store_key(shape, args.keys, slot, h, k);
-    store_value(shape, args.values, slot, h, k + args.kv_heads * dim);
+    store_entry(shape, args, slot, h, k, k + args.kv_heads * dim);
   }
 }
 
@@ -165,7 +193,7 @@ int rope_items(const void* raw, int, const Context& context) {
 
 void rope_run(const void* raw, int, int item, Context& context) {
   const auto& args = *static_cast<const RopeArgs*>(raw);
-  const CacheShape shape{(Element)args.element, args.kv_heads, args.dim, args.block_size};
+  const CacheShape shape{(Element)args.element, (Storage)args.storage, args.kv_heads, args.dim, args.block_size};
   const Runs runs(context.rows(args.rows), context.threads, kRopeRows);
   for (int token = runs.first(item); token < runs.last(item); ++token) rope_token(args, shape, token);
 }

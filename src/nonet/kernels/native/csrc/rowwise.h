@@ -39,11 +39,14 @@ struct RopeArgs {
   const float* k_norm;     // [dim] or null
   void* keys;
   void* values;
+  void* key_scales;  // of codes, bf16 [blocks, kv_heads, block_size]
+  void* value_scales;
   const int32_t* positions;
   const int32_t* slots;
   Rows rows;
   int32_t heads, kv_heads, dim, block_size;
-  int32_t element;  // of the cache
+  int32_t element;  // of what is multiplied
+  int32_t storage;  // of the cache
   float eps;
 };
 

@@ -1,5 +1,9 @@
-// The arithmetic of an attention tile: scores, softmax weights, weighted values, folding.
+// The arithmetic of an attention tile: scores, softmax weights, weighted values, folding. Compiled once for each way of
+// holding numbers, in attention_numbers.cpp and attention_codes.cpp.
+#pragma once
+
 #include "attention_tile.h"
+#include "codes.h"
 
 namespace nonet {
 
@@ -7,30 +11,36 @@ namespace {
 
 constexpr int kMaxSegments = kRangeKeys / kLanes + 2;
 
-template <Element E, int R>
+template <Element E, Storage S, int R>
 PanelTile score_tile(int panels) {
-  if constexpr (kAttentionPanels == 1) {
-    return panel_tile<E, R, 1, kRowUnits>;
+  using Words = CacheWords<E, S>;
+  if constexpr (kPanelsOf<S> == 1) {
+    return panel_tile<E, Words, R, 1, kRowUnits>;
+  } else if constexpr (kPanelsOf<S> == 2) {
+    return panels == 1 ? panel_tile<E, Words, R, 1, kRowUnits> : panel_tile<E, Words, R, 2, kRowUnits>;
   } else {
     switch (panels) {
-      case 1: return panel_tile<E, R, 1, kRowUnits>;
-      case 2: return panel_tile<E, R, 2, kRowUnits>;
-      case 3: return panel_tile<E, R, 3, kRowUnits>;
-      default: return panel_tile<E, R, 4, kRowUnits>;
+      case 1: return panel_tile<E, Words, R, 1, kRowUnits>;
+      case 2: return panel_tile<E, Words, R, 2, kRowUnits>;
+      case 3: return panel_tile<E, Words, R, 3, kRowUnits>;
+      default: return panel_tile<E, Words, R, 4, kRowUnits>;
     }
   }
 }
 
-template <Element E, int R>
+template <Element E, Storage S, int R>
 SegmentTile mix_tile(int panels) {
-  if constexpr (kAttentionPanels == 1) {
-    return segment_tile<E, R, 1, kRowUnits>;
+  using Words = CacheWords<E, S>;
+  if constexpr (kPanelsOf<S> == 1) {
+    return segment_tile<E, Words, R, 1, kRowUnits>;
+  } else if constexpr (kPanelsOf<S> == 2) {
+    return panels == 1 ? segment_tile<E, Words, R, 1, kRowUnits> : segment_tile<E, Words, R, 2, kRowUnits>;
   } else {
     switch (panels) {
-      case 1: return segment_tile<E, R, 1, kRowUnits>;
-      case 2: return segment_tile<E, R, 2, kRowUnits>;
-      case 3: return segment_tile<E, R, 3, kRowUnits>;
-      default: return segment_tile<E, R, 4, kRowUnits>;
+      case 1: return segment_tile<E, Words, R, 1, kRowUnits>;
+      case 2: return segment_tile<E, Words, R, 2, kRowUnits>;
+      case 3: return segment_tile<E, Words, R, 3, kRowUnits>;
+      default: return segment_tile<E, Words, R, 4, kRowUnits>;
     }
   }
 }
@@ -65,8 +75,8 @@ constexpr float kLog2e = 1.44269504088896341f;
 
 }  // namespace
 
-template <Element E>
-void TileAttention<E>::begin(const Tile& tile) {
+template <Element E, Storage S>
+void TileAttention<E, S>::begin(const Tile& tile) {
   const int block = std::min(args_.dim, kRowUnits * kPerUnit);
   for (int row = 0; row < tile.rows(); ++row) {
     const float* q = args_.q + row_offset(tile, row);
@@ -80,8 +90,8 @@ void TileAttention<E>::begin(const Tile& tile) {
   std::memset(work_.folded, 0, sizeof(float) * tile.rows() * args_.dim);
 }
 
-template <Element E>
-bool TileAttention<E>::compute(const Tile& tile, int range) {
+template <Element E, Storage S>
+bool TileAttention<E, S>::compute(const Tile& tile, int range) {
   const int range_key = range * kRangeKeys;
   const int first = std::max(range_key, first_key(tile, 0));
   const int last = std::min(range_key + kRangeKeys, last_key(tile, tile.queries - 1) + 1);
@@ -89,7 +99,7 @@ bool TileAttention<E>::compute(const Tile& tile, int range) {
   // With few rows the cache comes from memory, and it comes fastest in the order it lies there: block by block, all
   // heads of a block. With many it comes from L2, and wide tiles count.
   const bool is_stream = tile.rows_per_kv_head() <= kAttentionRows;
-  const int width = is_stream ? std::min(kAttentionPanels, args_.block_size / kLanes) : kAttentionPanels;
+  const int width = is_stream ? std::min(kPanels, args_.block_size / kLanes) : kPanels;
   for (int key = first / kLanes * kLanes; key < last; key += width * kLanes) {
     const int panels = std::min(width, (last - key + kLanes - 1) / kLanes);
     for (int kv = 0; kv < tile.kv_heads; ++kv) score(tile, kv, panels, key, range_key);
@@ -108,22 +118,23 @@ bool TileAttention<E>::compute(const Tile& tile, int range) {
   return true;
 }
 
-// Scores of up to kAttentionPanels groups of 16 keys, before scaling; those of keys past the sequence may be anything.
-template <Element E>
-void TileAttention<E>::score(const Tile& tile, int kv, int panels, int key, int range_key) {
+// Scores of up to kPanels groups of 16 keys, before scaling; those of keys past the sequence may be anything.
+template <Element E, Storage S>
+void TileAttention<E, S>::score(const Tile& tile, int kv, int panels, int key, int range_key) {
   const uint32_t* keys = static_cast<const uint32_t*>(args_.keys);
   const int units = args_.dim / kPerUnit, rows = tile.rows_per_kv_head(), first_row = kv * rows;
-  const uint32_t* groups[kAttentionPanels];
+  const uint32_t* groups[kPanels];
   for (int p = 0; p < panels; ++p) {
     const int k = key + p * kLanes;
     groups[p] = shape_.key_block(keys, block_of(tile, k), tile.kv_head + kv) + k % args_.block_size;
   }
   for (int b = 0; b * kRowUnits < units; ++b) {
-    const uint32_t* block_groups[kAttentionPanels];
-    for (int p = 0; p < panels; ++p) block_groups[p] = groups[p] + (int64_t)b * kRowUnits * args_.block_size;
+    const int64_t done = (int64_t)b * (kRowUnits / CacheWords<E, S>::kUnits) * args_.block_size;
+    const uint32_t* block_groups[kPanels];
+    for (int p = 0; p < panels; ++p) block_groups[p] = groups[p] + done;
     for (int row = 0; row < rows; row += kAttentionRows) {
       PanelTile product =
-          with_rows(rows - row, [&](auto count) { return score_tile<E, decltype(count)::value>(panels); });
+          with_rows(rows - row, [&](auto count) { return score_tile<E, S, decltype(count)::value>(panels); });
       product(work_.q + (b * tile.rows() + first_row + row) * kRowUnits, block_groups, args_.block_size,
               std::min(kRowUnits, units - b * kRowUnits), b == 0 ? kZeros : nullptr,
               work_.scores + (first_row + row) * kRangeKeys + key - range_key, kRangeKeys);
@@ -131,9 +142,11 @@ void TileAttention<E>::score(const Tile& tile, int kv, int panels, int key, int 
   }
 }
 
-// Scale, cap, mask, exponential of one row. Only vectors at the ends of what the row sees need the mask.
-template <Element E>
-void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first, int last) {
+// Scale, cap, mask, exponential of one row. Only vectors at the ends of what the row sees need the mask. Codes are
+// multiplied as they are, so a key's scale goes to its score here, and a value's scale to its weight; scales that the row
+// does not see may be anything.
+template <Element E, Storage S>
+void TileAttention<E, S>::weigh(const Tile& tile, int row, int range_key, int first, int last) {
   float* scores = work_.scores + row * kRangeKeys;
   uint32_t* weights = work_.weights + row * kRowUnits;
   const int low = std::max(first, first_key(tile, tile.query(row))) - range_key;
@@ -144,6 +157,10 @@ void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first
     const i32x16 key = kIota + i;
     return (key >= low) & (key <= high) ? v : broadcast(otherwise);
   };
+  if constexpr (kIsCoded) {
+    for (int i = begin; i < end; i += kLanes)
+      store(scores + i, load_f32(scores + i) * scales(args_.key_scales, tile, row, range_key + i));
+  }
   float factor = args_.scale * kLog2e;
   if (args_.softcap != 0.0f) {
     for (int i = begin; i < end; i += kLanes)
@@ -155,8 +172,10 @@ void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first
   const float maximum = low <= high ? max_lanes(largest) * factor : 0.0f;
   f32x16 sum{};
   for (int i = begin; i < end; i += kLanes) {
-    const f32x16 weight = visible(i, exp2(load_f32(scores + i) * factor - maximum), 0.0f);
+    f32x16 weight = visible(i, exp2(load_f32(scores + i) * factor - maximum), 0.0f);
     sum += weight;
+    if constexpr (kIsCoded)
+      weight = visible(i, weight * scales(args_.value_scales, tile, row, range_key + i), 0.0f);
     if constexpr (E == Element::kFloat32)
       store(weights + i, weight);
     else
@@ -166,13 +185,13 @@ void TileAttention<E>::weigh(const Tile& tile, int row, int range_key, int first
   work_.range.sum[row] = low <= high ? sum_lanes(sum) : 0.0f;
 }
 
-template <Element E>
-void TileAttention<E>::mix(const Tile& tile, int kv, const Segment* segments, int count, bool is_more) {
+template <Element E, Storage S>
+void TileAttention<E, S>::mix(const Tile& tile, int kv, const Segment* segments, int count, bool is_more) {
   const int panels = args_.dim / kLanes, rows = tile.rows_per_kv_head(), first_row = kv * rows;
-  for (int panel = 0; panel < panels; panel += kAttentionPanels) {
+  for (int panel = 0; panel < panels; panel += kPanels) {
     for (int row = 0; row < rows; row += kAttentionRows) {
       SegmentTile product = with_rows(rows - row, [&](auto some) {
-        return mix_tile<E, decltype(some)::value>(std::min(kAttentionPanels, panels - panel));
+        return mix_tile<E, S, decltype(some)::value>(std::min(kPanels, panels - panel));
       });
       product(work_.weights + (first_row + row) * kRowUnits, segments, count, panel * kLanes, args_.dim, is_more,
               work_.values + (first_row + row) * args_.dim + panel * kLanes, args_.dim);
@@ -180,13 +199,26 @@ void TileAttention<E>::mix(const Tile& tile, int kv, const Segment* segments, in
   }
 }
 
-// The values of keys [first, last), block by block. A bf16 pair at an edge of which one number may not be read (it may
-// be a NaN from an earlier owner of the block) is copied with that number set to zero.
-template <Element E>
-int TileAttention<E>::list_segments(const Tile& tile, int kv, int range_key, int first, int last,
+// The values of keys [first, last), block by block. Codes are finite, so keys that only share a word with one of these
+// may be multiplied with their weights of zero. A bf16 pair at an edge of which one number may not be read (it may be a
+// NaN from an earlier owner of the block) is copied with that number set to zero.
+template <Element E, Storage S>
+int TileAttention<E, S>::list_segments(const Tile& tile, int kv, int range_key, int first, int last,
                                     Segment* segments) {
   const uint32_t* values = static_cast<const uint32_t*>(args_.values);
   int count = 0;
+  if constexpr (kIsCoded) {
+    for (int key = first; key < last;) {
+      const int offset = key % args_.block_size, skipped = offset % kCodesPerWord;
+      const int end = std::min(last, key - offset + args_.block_size);
+      const uint32_t* base = shape_.value_block(values, block_of(tile, key), tile.kv_head + kv);
+      const int words = (end - key + skipped + kCodesPerWord - 1) / kCodesPerWord;
+      segments[count++] = Segment{base + (int64_t)(offset / kCodesPerWord) * args_.dim,
+                                  (key - skipped - range_key) / kPerUnit, words * CacheWords<E, S>::kUnits};
+      key = end;
+    }
+    return count;
+  }
   const auto pair_with_mask = [&](const uint32_t* pair, int key, int edge, uint32_t mask) {
     for (int d = 0; d < args_.dim; ++d) work_.edges[edge][d] = pair[d] & mask;
     segments[count++] = Segment{work_.edges[edge], (key - range_key) / 2, 1};
@@ -210,8 +242,8 @@ int TileAttention<E>::list_segments(const Tile& tile, int kv, int range_key, int
   return count;
 }
 
-template <Element E>
-__attribute__((noinline)) void TileAttention<E>::fold(const Tile& tile, const Parts& parts, const float* values) {
+template <Element E, Storage S>
+__attribute__((noinline)) void TileAttention<E, S>::fold(const Tile& tile, const Parts& parts, const float* values) {
   alignas(64) float keep[kPartRows], add[kPartRows];
   for (int row = 0; row < tile.rows(); row += kLanes) {
     const f32x16 before = load_f32(work_.total.maximum + row), here = load_f32(parts.maximum + row);
@@ -230,8 +262,8 @@ __attribute__((noinline)) void TileAttention<E>::fold(const Tile& tile, const Pa
   }
 }
 
-template <Element E>
-void TileAttention<E>::finish(const Tile& tile) {
+template <Element E, Storage S>
+void TileAttention<E, S>::finish(const Tile& tile) {
   for (int row = 0; row < tile.rows(); ++row) {
     const float* folded = work_.folded + row * args_.dim;
     float* out = args_.out + row_offset(tile, row);
@@ -239,8 +271,5 @@ void TileAttention<E>::finish(const Tile& tile) {
     for (int d = 0; d < args_.dim; d += kLanes) store(out + d, load_f32(folded + d) * factor);
   }
 }
-
-template class TileAttention<Element::kFloat32>;
-template class TileAttention<Element::kBfloat16>;
 
 }  // namespace nonet
