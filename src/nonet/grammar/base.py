@@ -38,6 +38,10 @@ class Matcher(Protocol):
 class GrammarCompiler(Protocol):
     """Compiles grammars for one vocabulary and keeps what it compiled. All methods may be called from any thread."""
 
+    def load(self) -> None:
+        """Read the vocabulary, if that was not done yet; may take seconds."""
+        ...
+
     def is_compiled(self, grammar: Grammar) -> bool:
         """Whether `start` would return at once."""
         ...

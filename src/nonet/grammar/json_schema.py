@@ -10,7 +10,16 @@ from typing import Any
 
 from nonet.core.errors import InvalidRequestError
 
-__all__ = ["lowered"]
+__all__ = ["OPTIONS", "embedded", "lowered"]
+
+# Whitespace between the parts of JSON: none, a space, or a line break with its indentation, as models were taught to
+# write it. Any amount would let a model that has lost its way go on for ever.
+OPTIONS = {"whitespace_pattern": r" |\n[ \t]{0,40}"}
+
+
+def embedded(text: str) -> str:
+    """The schema `text` as it may stand in a Lark grammar, after `%json`."""
+    return json.dumps({**json.loads(lowered(text)), "x-guidance": OPTIONS})
 
 
 def lowered(text: str) -> str:

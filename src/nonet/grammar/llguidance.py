@@ -23,23 +23,17 @@ from llguidance.gbnf_to_lark import any_to_lark
 from nonet.core.errors import InvalidRequestError
 from nonet.core.grammar import Grammar
 from nonet.grammar.base import Masks, Matcher
-from nonet.grammar.json_schema import lowered
+from nonet.grammar.json_schema import embedded
 from nonet.grammar.vocabulary import TokenBytes
 from nonet.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import TokenizerWrapper
-    from llguidance._lib import JsonCompileOptions
 
 __all__ = ["LLGuidance"]
 
 MAX_COMPILED = 256  # grammars kept; the least recently used goes first
 MAX_COMPILED_CHARS = 8 * 1024 * 1024  # of their texts together
-
-# Whitespace between the parts of JSON: none, a space, or a line break with its indentation, as models were taught to
-# write it. Any amount would let a model that has lost its way go on for ever.
-WHITESPACE = r" |\n[ \t]{0,40}"
-JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": WHITESPACE}
 
 
 class LLGuidance:
@@ -66,6 +60,9 @@ class LLGuidance:
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+
+    def load(self) -> None:
+        assert self._tokens
 
     def is_compiled(self, grammar: Grammar) -> bool:
         with self._lock:
@@ -161,7 +158,7 @@ def source_of(grammar: Grammar) -> str:
     """The grammar in llguidance's own notation."""
     match grammar.kind:
         case "json_schema":
-            return _json(lowered(grammar.text))
+            return _json(grammar.text)
         case "json_object":
             return _json('{"type": "object"}')
         case "regex":
@@ -174,7 +171,7 @@ def source_of(grammar: Grammar) -> str:
 
 def _json(schema: str) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+        return LLMatcher.grammar_from_json_schema(embedded(schema))
     except ValueError as error:  # JSON that Python reads and the library does not
         raise InvalidRequestError(f"the schema cannot be read: {_sentence(str(error))}") from None
 

@@ -149,7 +149,7 @@ REFUSED = {
     "no schema": (Grammar("json_schema", "[]"), "must be an object"),
     "deep": (Grammar("json_schema", '{"items":' * 90_000 + "{}" + "}" * 90_000), "not valid JSON"),
     "deep lark": (Grammar("lark", "start: " + "(" * 30_000 + '"a"' + ")" * 30_000), "grammar"),
-    "half a character": (Grammar("json_schema", '{"const": "\\ud800"}'), "cannot be read"),
+    "half a character": (Grammar("json_schema", '{"const": "\\ud800"}'), "cannot be used"),
     "unsatisfiable": (Grammar("json_schema", '{"type":"string","minLength":5,"maxLength":2}'), "minLength"),
     "remote": (Grammar("json_schema", '{"$ref": "https://example.com/a.json"}'), "example.com"),
     "regex": (Grammar("regex", "(a"), "cannot be used"),
