@@ -11,9 +11,36 @@ FIELDS = (
     "repetition_penalty", "logit_bias", "seed", "max_tokens", "max_completion_tokens", "min_tokens", "stop",
     "stop_token_ids", "stream", "stream_options", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "best_of",
     "user", "cache_salt", "priority", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output",
-    "return_token_ids", "response_format", "tools", "tool_choice", "chat_template_kwargs", "messages", "prompt",
+    "return_token_ids", "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "messages", "prompt",
     "suffix", "unknown_field", "system", "stop_sequences", "metadata", "thinking", "output_config",
 )  # fmt: skip
+
+FUNCTION = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}
+SCHEMAS: tuple[Any, ...] = (
+    {}, {"type": "object"}, {"type": "odd"}, {"$ref": "#"}, {"not": {}}, {"enum": []}, {"pattern": "(a+)+$"},
+    {"pattern": "("}, {"minItems": 2**40}, {"allOf": [{"$ref": "#"}]}, {"const": "\ud800"}, {"maxLength": -1},
+    {"properties": {"a": {"$ref": "#/properties/a"}}}, {"oneOf": [{}, {}]}, {"multipleOf": 0}, [], True, False, 7,
+)  # fmt: skip
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "response_format": (
+        {"type": "json_object"}, {"type": "json_schema"},
+        *({"type": "json_schema", "json_schema": {"name": "s", "schema": one}} for one in SCHEMAS),
+    ),
+    "structured_outputs": (
+        {}, {"json": "{}"}, {"choice": ["a"], "regex": "a"}, {"json_object": True}, {"grammar": "x"},
+    ),
+    "guided_json": SCHEMAS,
+    "guided_regex": ("a*", "(", "(?=a)", "a{1,100000}", "\\p{Greek}", "^$"),
+    "guided_choice": (["a"], [""], [], ["\ud800"], ["a"] * 5000),
+    "guided_grammar": ('start: "a"', "root ::= root", "start: start", "%import common.INT", "start: <|end|>"),
+    "tools": (
+        [{"type": "function", "function": FUNCTION}], [{"type": "function", "function": {**FUNCTION, "strict": True}}],
+        [{"type": "function", "function": {"name": ""}}], [{"type": "code"}],
+        *([{"type": "function", "function": {"name": "f", "parameters": one}}] for one in SCHEMAS),
+    ),
+    "tool_choice": ("required", "any", {"type": "function", "function": {"name": "f"}}, {"type": "tool"}),
+}  # fmt: skip
 
 PATHS = (
     "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/messages",
@@ -51,7 +78,9 @@ def body(rng: random.Random, model: str) -> tuple[str, bytes]:
     path = rng.choice(PATHS)
     sound = _sound(rng, path, model)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-        sound[rng.choice(FIELDS)] = _value(rng, 0)
+        field = rng.choice(FIELDS)
+        known = SHAPES.get(field)
+        sound[field] = rng.choice(known) if known and rng.random() < 0.5 else _value(rng, 0)
     text = json.dumps(sound, ensure_ascii=rng.random() < 0.5)
     raw = text.encode("utf-8", "surrogatepass")
     return path, _damaged(rng, raw)

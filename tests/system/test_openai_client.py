@@ -239,8 +239,33 @@ BAD = {
         openai.BadRequestError, "messages",
     ),
     "no messages": ({"messages": []}, openai.BadRequestError, "messages"),
-    "format": (
-        {"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format",
+    "format": ({"response_format": {"type": "xml"}}, openai.BadRequestError, "response_format"),
+    "schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {
+            "name": "s", "schema": {"type": "string", "minLength": 2, "maxLength": 1}}}},
+        openai.BadRequestError, "response_format",
+    ),
+    "no schema": (
+        {"response_format": {"type": "json_schema"}}, openai.BadRequestError, "response_format",
+    ),
+    "regex": ({"extra_body": {"guided_regex": "("}}, openai.BadRequestError, "guided_regex"),
+    "two shapes": (
+        {"response_format": {"type": "json_object"}, "extra_body": {"guided_choice": ["a"]}},
+        openai.BadRequestError, "guided_choice",
+    ),
+    "shape without an end": (
+        {"response_format": {"type": "json_object"}, "extra_body": NO_EOS},
+        openai.BadRequestError, "ignore_eos",
+    ),
+    "tool schema": (
+        {"tool_choice": "required", "tools": [{"type": "function", "function": {
+            "name": "f", "parameters": {"properties": {"a": {"type": "mystery"}}}}}]},
+        openai.BadRequestError, "tools",
+    ),
+    "unknown tool": (
+        {"tool_choice": {"type": "function", "function": {"name": "g"}},
+         "tools": [{"type": "function", "function": {"name": "f"}}]},
+        openai.BadRequestError, "tool_choice",
     ),
     "top_logprobs alone": ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
     "tool_choice": ({"tool_choice": "required", "tools": []}, openai.BadRequestError, "tool_choice"),

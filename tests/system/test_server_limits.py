@@ -19,7 +19,7 @@ NUMBERS = (
 # Rows that are tested in their own way below, or cannot be reached over HTTP.
 ELSEWHERE = {
     "logit_bias", "stop", "stop_item", "stop_token_ids", "top_logprobs", "prompt_ids", "prompts", "messages", "text",
-    "cache_salt", "request_id", "user",
+    "cache_salt", "request_id", "user", "grammar",
 }  # fmt: skip
 
 
@@ -171,10 +171,40 @@ def test_nesting(server: RunningServer) -> None:
     path = "/v1/chat/completions"
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
     most = int(HTTP_LIMITS["json_depth"].maximum or 0)
-    assert complain(server, path, {**body, "tools": [nested(most - 1)]}) is None
-    error = complain(server, path, {**body, "tools": [nested(most)]})
+
+    def tools(depth: int) -> list[dict[str, Any]]:
+        """Depth counts the list, the tool and the function too."""
+        return [{"type": "function", "function": {"name": "f", "parameters": nested(depth - 3)}}]
+
+    assert complain(server, path, {**body, "tools": tools(most)}) is None
+    error = complain(server, path, {**body, "tools": tools(most + 1)})
     assert error is not None
     assert error["param"] == "tools"
+    error = complain(server, path, {**body, "guided_json": nested(most + 1)})
+    assert error is not None
+    assert error["param"] == "guided_json"
+
+
+def test_grammars(server: RunningServer) -> None:
+    longest_text = longest(LIMITS["grammar"])
+    choice = ["a"] * longest(HTTP_LIMITS["choice"])
+    regex = "a|" * (longest_text // 2)
+    assert ask(server, guided_choice=choice) is None
+    for fields in ({"guided_choice": [*choice, "b"]}, {"guided_regex": regex + "b"}):
+        error = ask(server, **fields)
+        assert error is not None
+        assert error["param"] == next(iter(fields))
+        assert "length" in error["message"]
+
+
+def test_tools(server: RunningServer) -> None:
+    path = "/v1/chat/completions"
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    most = longest(HTTP_LIMITS["tools"])
+    for number, is_allowed in ((most, True), (most + 1, False)):
+        tools = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(number)]
+        error = complain(server, path, {**body, "tools": tools})
+        assert (error is None) == is_allowed, error
 
 
 def test_prompt_ids_fill_the_context_exactly(server: RunningServer) -> None:

@@ -167,6 +167,10 @@ class ServerConfig:
     keep_alive_s: Annotated[
         float, Doc("seconds between keep-alive comments on a silent stream", 0)
     ] = 15.0
+    tool_format: Annotated[
+        str,
+        Doc("how the model writes tool calls: auto (as its template shows), hermes, llama3 ..."),
+    ] = "auto"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Doc("lowest level logged")
     ] = "info"

@@ -20,6 +20,7 @@ __all__ = [
     "Ask",
     "CacheOutcome",
     "CacheWishes",
+    "CallDelta",
     "Caller",
     "ChoiceText",
     "Conversation",
@@ -33,8 +34,22 @@ CacheOutcome = Literal["exact", "semantic", "miss", "bypass"]
 
 
 @dataclass(slots=True)
+class CallDelta:
+    """News of one tool call: it begins (then it has an id and a name), or its arguments, JSON text, grow."""
+
+    index: int
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class ChoiceText:
-    """New text of one choice; several deltas of a reader that was behind come as one."""
+    """New text of one choice; several deltas of a reader that was behind come as one.
+
+    `calls` are found in the text above the gateway, which knows text only; `ends_in_calls` says on the last piece that
+    the choice ended by itself and there were some.
+    """
 
     choice: int
     text: str = ""
@@ -44,6 +59,8 @@ class ChoiceText:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    calls: list[CallDelta] = field(default_factory=list)
+    ends_in_calls: bool = False
 
 
 @dataclass(slots=True)

@@ -77,8 +77,10 @@ def _extend(whole: ChoiceText, piece: ChoiceText) -> None:
     whole.token_ids += piece.token_ids
     whole.logprobs += piece.logprobs
     whole.text_offsets += piece.text_offsets
+    whole.calls += piece.calls
     if piece.prompt_logprobs is not None:
         whole.prompt_logprobs = piece.prompt_logprobs
     if piece.finish_reason is not None:
         whole.finish_reason = piece.finish_reason
         whole.stop_reason = piece.stop_reason
+        whole.ends_in_calls = piece.ends_in_calls

@@ -17,6 +17,7 @@ from nonet.core.outputs import FinishReason
 from nonet.core.request import Request
 from nonet.gateway.answer import Ask, ChoiceText, Conversation, Usage
 from nonet.server.call import Call
+from nonet.server.calls import CallFinder
 
 __all__ = ["ChoiceText", "Generation", "Usage"]
 
@@ -31,8 +32,10 @@ class Generation:
         received_s: float,
         echoed: Sequence[int] | None = None,
         conversation: Conversation | None = None,
+        finder: CallFinder | None = None,
     ) -> None:
-        """`echoed` is, per request, how many characters of prompt the answer will repeat before its own."""
+        """`echoed` is, per request, how many characters of prompt the answer will repeat before its own. `finder`
+        takes tool calls out of the text."""
         self._call = call
         self._metrics = call.state.metrics
         given = call.caller.service_class
@@ -46,6 +49,7 @@ class Generation:
             conversation=conversation,
         )
         self._received_s = received_s
+        self._finder = finder
         self._is_open = [True] * self._ask.num_choices
         self._is_streamed = True
         self._sent_s = 0.0
@@ -76,7 +80,10 @@ class Generation:
                 async for pieces in steps:
                     if pieces:
                         self._observe(pieces)
-                    yield pieces
+                    if self._finder is not None:
+                        yield [self._finder.split(piece) for piece in pieces]
+                    else:
+                        yield pieces
             self._observe_end()
         except NonetError:
             self._count_open("error")

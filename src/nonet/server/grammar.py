@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from nonet.core.errors import InvalidRequestError, OverloadedError
@@ -24,23 +25,27 @@ class GrammarGate:
         self._limit_s = limit_s
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
-    async def check(self, grammar: Grammar, param: str) -> None:
-        """InvalidRequestError, which names `param`, for a grammar that the engine could not use."""
-        check("grammar", grammar.text, param=param)
-        if self._compiler.is_compiled(grammar):
-            return
+    async def made(self, make: Callable[[], Grammar | None], param: str) -> Grammar | None:
+        """What `make`, which runs on the compiling thread too, returns; it has then been compiled.
+
+        InvalidRequestError, which names `param`, for a grammar that the engine could not use.
+        """
         loop = asyncio.get_running_loop()
         has_turn = asyncio.Event()
 
-        def work() -> None:
+        def work() -> Grammar | None:
             self._compiler.load()
             loop.call_soon_threadsafe(has_turn.set)
-            self._compiler.compile(grammar)
+            grammar = make()
+            if grammar is not None:
+                check("grammar", grammar.text, param=param)
+                self._compiler.compile(grammar)
+            return grammar
 
         job = loop.run_in_executor(self._pool, work)
         try:
             await self._turn(has_turn, job)
-            await asyncio.wait_for(asyncio.shield(job), self._limit_s)
+            return await asyncio.wait_for(asyncio.shield(job), self._limit_s)
         except InvalidRequestError as error:
             raise InvalidRequestError(str(error), param) from None
         except TimeoutError:
@@ -53,7 +58,7 @@ class GrammarGate:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _turn(self, has_turn: asyncio.Event, job: asyncio.Future[None]) -> None:
+    async def _turn(self, has_turn: asyncio.Event, job: asyncio.Future[Grammar | None]) -> None:
         """Wait until the job is under way, or over."""
         turn = asyncio.ensure_future(has_turn.wait())
         try:

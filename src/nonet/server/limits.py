@@ -14,6 +14,7 @@ __all__ = [
     "check_choices",
     "check_depth",
     "check_length",
+    "check_text",
     "check_token_ids",
     "maximum",
 ]
@@ -26,6 +27,7 @@ HTTP_LIMITS: dict[str, Limit] = {
     "json_depth": Limit("int", 0, 64, doc="nesting of tools and other free-form objects"),
     "content_parts": Limit("list[str]", max_length=1024, doc="text parts in one message"),
     "tools": Limit("list[str]", max_length=512, doc="tools in one chat"),
+    "choice": Limit("list[str]", max_length=4096, doc="texts that an answer is chosen from"),
     "tool_calls": Limit("list[str]", max_length=512, doc="tool calls in one message"),
     "model": Limit("str", max_length=512, doc="a model's name"),
     "name": Limit("str", max_length=512, doc="names and ids inside messages"),
@@ -89,3 +91,15 @@ def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
         raise InvalidRequestError(
             f"{param} holds token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}", param
         )
+
+
+def check_text(text: str, param: str) -> None:
+    """Raise for a string that cannot be UTF-8 (a lone surrogate) or is over the limit of a text."""
+    check("text", text, param=param)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                f"{param} holds half of a surrogate pair, which is no character", param
+            ) from None

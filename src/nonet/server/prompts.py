@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from nonet.core.errors import ContextLengthError, InvalidRequestError
-from nonet.core.limits import check
-from nonet.server.limits import check_token_ids
+from nonet.server.limits import check_text, check_token_ids
 from nonet.server.state import ServedModel, ServerState
 
 __all__ = ["check_fits", "check_text", "encode_text", "off_loop", "render_chat"]
@@ -81,18 +80,6 @@ def check_fits(
             f"{model.max_model_len}, so at most {room} fit",
             "max_tokens",
         )
-
-
-def check_text(text: str, param: str) -> None:
-    """Raise for a string that cannot be UTF-8 (a lone surrogate) or is over the limit of a text."""
-    check("text", text, param=param)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequestError(
-                f"{param} holds half of a surrogate pair, which is no character", param
-            ) from None
 
 
 async def off_loop(state: ServerState, size: int, work: Callable[[], T]) -> T:

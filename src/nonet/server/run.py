@@ -31,12 +31,15 @@ from nonet.gateway.assemble import build, open_site
 from nonet.gateway.bookkeeper import Bookkeeper
 from nonet.gateway.generate import EngineAnswers
 from nonet.gateway.pipeline import Pipeline
+from nonet.grammar import GRAMMARS
 from nonet.server.app import create_app
 from nonet.server.auth import HostList, KeyRing, read_keys, refuse_open_bind
+from nonet.server.grammar import GrammarGate
 from nonet.server.protocol import BoundedProtocol
 from nonet.server.sse import StreamGuard
 from nonet.server.startup import curl_line, startup_table
 from nonet.server.state import ServedModel, ServerState
+from nonet.server.tools import ToolSupport
 from nonet.telemetry.metrics import Metrics
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
@@ -160,6 +163,7 @@ class Serving:
             await self._engine.close(at_once=self._stop_now.is_set())
         finally:
             stopping.cancel()
+            state.grammars.close()
             await state.guard.close()
             http.should_exit = True
             await serving
@@ -180,6 +184,8 @@ class Serving:
             engine=engine,
             tokenizer=tokenizer,
             template=template,
+            tools=ToolSupport(tokenizer, template, self._config.tool_format),
+            grammars=self._grammar_gate(tokenizer),
             model=ServedModel(
                 name=resolved.served_name,
                 created=int(time.time()),
@@ -200,6 +206,11 @@ class Serving:
             pool=self._pool,
             adapter_dir=resolved.adapters.directory if resolved.adapters else None,
         )
+
+    def _grammar_gate(self, tokenizer: Tokenizer) -> GrammarGate:
+        spec = self._spec
+        make = GRAMMARS.load("llguidance")
+        return GrammarGate(make(lambda: tokenizer, spec.vocab_size, spec.eos_ids))
 
     def _table(self, state: ServerState) -> str:
         curl = curl_line(

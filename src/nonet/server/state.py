@@ -13,8 +13,10 @@ from nonet.core.model_spec import GenerationDefaults
 from nonet.engine.client import EngineClient
 from nonet.gateway.pipeline import Pipeline
 from nonet.server.auth import HostList, KeyRing
+from nonet.server.grammar import GrammarGate
 from nonet.server.limits import check_length
 from nonet.server.sse import StreamGuard
+from nonet.server.tools import ToolSupport
 from nonet.store.database import Database
 from nonet.telemetry.ledger import Ledger
 from nonet.telemetry.metrics import Metrics
@@ -47,6 +49,8 @@ class ServerState:
     engine: EngineClient
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    tools: ToolSupport
+    grammars: GrammarGate
     model: ServedModel
     keys: KeyRing
     hosts: HostList

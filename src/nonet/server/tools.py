@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 from nonet.core.errors import InvalidRequestError
 from nonet.core.grammar import Grammar
-from nonet.server.limits import check_depth, check_length
+from nonet.server.limits import check_depth, check_length, check_text
 from nonet.server.parse import TOOL_FORMATS, detected_format
 from nonet.server.parse.base import ToolFormat, ToolParser
-from nonet.server.prompts import check_text
 from nonet.server.tool_grammar import CallRules, Tool, call_grammar
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer
@@ -73,6 +72,10 @@ class ToolSupport:
 
     def parser(self) -> ToolParser:
         return self._format.parser()
+
+    def call_id(self, digest: str) -> str:
+        """An id for a call, from hexadecimal digits; some templates accept one form only."""
+        return self._format.frame.id_prefix + digest[: self._format.frame.id_digits]
 
     def template_tools(self, use: ToolUse | None) -> list[dict[str, Any]] | None:
         """What the template is to list, if it does that."""

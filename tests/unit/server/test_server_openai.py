@@ -10,9 +10,9 @@ import pytest
 from nonet.core.errors import InvalidRequestError, NotFoundError
 from nonet.core.model_spec import GenerationDefaults
 from nonet.core.sampling_params import SamplingParams
-from nonet.server.openai.messages import check_tools, template_messages
+from nonet.server.openai.messages import template_messages
 from nonet.server.openai.sampling import check_common, sampling_params
-from nonet.server.openai.schemas import ChatMessage, ChatRequest, CompletionRequest, ContentPart
+from nonet.server.openai.schemas import ChatMessage, CompletionRequest, ContentPart
 from nonet.server.state import ServedModel, find_model
 
 MODEL = ServedModel(
@@ -51,7 +51,6 @@ def test_switches_default_as_documented() -> None:
     ("fields", "param"),
     [
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"user": "u" * 513}, "user"),
         ({"cache_salt": "\ud800"}, "cache_salt"),
     ],
@@ -106,12 +105,3 @@ def test_bad_messages(message: ChatMessage) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         template_messages([message])
     assert caught.value.param == "messages"
-
-
-def test_tools() -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert check_tools(ChatRequest(messages=[], tools=tools)) == tools
-    assert check_tools(ChatRequest(messages=[], tools=tools, tool_choice="none")) is None
-    assert check_tools(ChatRequest(messages=[], tools=[])) is None
-    with pytest.raises(InvalidRequestError):
-        check_tools(ChatRequest(messages=[], tools=tools, tool_choice={"type": "function"}))

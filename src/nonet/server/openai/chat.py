@@ -7,18 +7,21 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import orjson
 
 from nonet.core.errors import InvalidRequestError, NonetError
 from nonet.core.limits import check
-from nonet.gateway.answer import Conversation
+from nonet.gateway.answer import CallDelta, Conversation
+from nonet.server.answer_form import answer_form
 from nonet.server.call import Call
+from nonet.server.calls import whole_calls
 from nonet.server.delivery import send_stream, send_whole
 from nonet.server.generation import ChoiceText, Generation, Usage
-from nonet.server.limits import check_choices
+from nonet.server.limits import check_choices, check_depth
 from nonet.server.openai.events import completion_usage, stream_ending, stream_failure
 from nonet.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from nonet.server.openai.messages import check_tools, template_messages
+from nonet.server.openai.messages import template_messages
 from nonet.server.openai.sampling import (
     check_common,
     sampling_params,
@@ -29,6 +32,8 @@ from nonet.server.openai.sampling import (
 from nonet.server.openai.schemas import ChatRequest
 from nonet.server.prompts import check_fits, encode_text, render_chat
 from nonet.server.requests import engine_requests
+from nonet.server.shapes import asked_shape
+from nonet.server.tools import checked_tools
 from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["chat_completions"]
@@ -44,11 +49,15 @@ async def chat_completions(call: Call) -> None:
     params = sampling_params(
         body, model, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body)
     )
-    messages = template_messages(body.messages)
+    check_depth(body.chat_template_kwargs, "chat_template_kwargs")
+    use = checked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    form = await answer_form(call.state, use, asked_shape(body))
+    params = form.shaped(params, model.vocab_size)
+    messages = form.messages(template_messages(body.messages))
     text = await render_chat(
         call.state,
         messages,
-        tools=check_tools(body),
+        tools=form.template_tools,
         template_kwargs=body.chat_template_kwargs,
     )
     prompt_ids = await encode_text(call.state, text, "messages", add_special=False)
@@ -60,6 +69,7 @@ async def chat_completions(call: Call) -> None:
         requests,
         received_s,
         conversation=Conversation(messages=messages, settings=_settings(body)),
+        finder=form.finder(name, params.n),
     )
     if body.stream:
         shape = _ChatChunks(call, body, name, prompt_ids, generation.num_choices)
@@ -77,7 +87,8 @@ def _settings(body: ChatRequest) -> dict[str, Any]:
     return {
         "tools": body.tools,
         "tool_choice": body.tool_choice,
-        "response_format": body.response_format,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "response_format": msgspec.to_builtins(body.response_format),
         "chat_template_kwargs": body.chat_template_kwargs,
     }
 
@@ -120,9 +131,9 @@ def _whole(
         "choices": [
             {
                 "index": choice.choice,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice),
                 "logprobs": chat_logprobs(tokenizer, choice.logprobs) if body.logprobs else None,
-                "finish_reason": choice.finish_reason,
+                "finish_reason": _finish_reason(choice),
                 "stop_reason": choice.stop_reason,
                 **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
             }
@@ -136,6 +147,36 @@ def _whole(
     if body.return_token_ids:
         answer["prompt_token_ids"] = prompt_ids
     return answer
+
+
+def _message(choice: ChoiceText) -> dict[str, Any]:
+    calls = [_call(call) for call in whole_calls(choice.calls)]
+    content = choice.text if choice.text or not calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    return message | {"tool_calls": calls} if calls else message
+
+
+def _call(call: CallDelta) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _delta(piece: ChoiceText) -> dict[str, Any]:
+    delta: dict[str, Any] = {}
+    if piece.text or not (piece.calls or piece.finish_reason):
+        delta["content"] = piece.text
+    if piece.calls:
+        delta["tool_calls"] = [
+            {"index": call.index, **_call(call)}
+            if call.name
+            else {"index": call.index, "function": {"arguments": call.arguments}}
+            for call in piece.calls
+        ]
+    return delta
+
+
+def _finish_reason(choice: ChoiceText) -> str | None:
+    return "tool_calls" if choice.ends_in_calls else choice.finish_reason
 
 
 class _ChatChunks:
@@ -185,7 +226,8 @@ class _ChatChunks:
         return b"".join(events)
 
     def piece(self, piece: ChoiceText) -> bytes:
-        if self._is_plain and piece.finish_reason is None and piece.prompt_logprobs is None:
+        is_text = not piece.calls and piece.finish_reason is None
+        if self._is_plain and is_text and piece.prompt_logprobs is None:
             if not piece.text:
                 return b""
             return self._before[piece.choice] + orjson.dumps(piece.text) + self._after
@@ -196,9 +238,9 @@ class _ChatChunks:
         )
         choice = {
             "index": piece.choice,
-            "delta": {"content": piece.text} if piece.text or piece.finish_reason is None else {},
+            "delta": _delta(piece),
             "logprobs": logprobs,
-            "finish_reason": piece.finish_reason,
+            "finish_reason": _finish_reason(piece),
             "stop_reason": piece.stop_reason,
         }
         if self._body.return_token_ids:

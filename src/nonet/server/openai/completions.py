@@ -13,6 +13,7 @@ import orjson
 
 from nonet.core.errors import InvalidRequestError, NonetError
 from nonet.core.limits import check
+from nonet.server.answer_form import answer_form
 from nonet.server.call import Call
 from nonet.server.delivery import send_stream, send_whole
 from nonet.server.generation import ChoiceText, Generation, Usage
@@ -29,6 +30,7 @@ from nonet.server.openai.sampling import (
 from nonet.server.openai.schemas import CompletionRequest
 from nonet.server.prompts import check_fits, encode_text
 from nonet.server.requests import engine_requests
+from nonet.server.shapes import asked_shape
 
 __all__ = ["completions"]
 
@@ -55,6 +57,8 @@ async def completions(call: Call) -> None:
     params = sampling_params(body, model, max_tokens=max_tokens, logprobs=body.logprobs)
     if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
         params = msgspec.structs.replace(params, prompt_logprobs=body.logprobs)
+    form = await answer_form(call.state, None, asked_shape(body))
+    params = form.shaped(params, model.vocab_size)
     prompts = [await _encode(call, prompt) for prompt in given]
     for prompt in prompts:
         check_fits(model, prompt.ids, params.max_tokens, "prompt")

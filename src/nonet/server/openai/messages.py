@@ -1,4 +1,4 @@
-"""Messages and tools of a chat, checked and made into what a chat template takes."""
+"""Messages of a chat, checked and made into what a chat template takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from nonet.core.errors import InvalidRequestError
 from nonet.server.limits import check_depth, check_length
-from nonet.server.openai.schemas import ChatMessage, ChatRequest, ContentPart
+from nonet.server.openai.schemas import ChatMessage, ContentPart
 from nonet.server.prompts import check_text
 
-__all__ = ["check_tools", "template_messages"]
+__all__ = ["template_messages"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -20,21 +20,6 @@ def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     if not messages:
         raise InvalidRequestError("messages is empty; give at least one message", "messages")
     return [_template_message(number, message) for number, message in enumerate(messages)]
-
-
-def check_tools(body: ChatRequest) -> list[dict[str, Any]] | None:
-    """The tools for the template; InvalidRequestError for a choice that would need their answers parsed."""
-    if body.chat_template_kwargs:
-        check_depth(body.chat_template_kwargs, "chat_template_kwargs")
-    if body.tool_choice not in (None, "auto", "none"):
-        raise InvalidRequestError(
-            "a tool_choice other than 'auto' and 'none' is not supported yet", "tool_choice"
-        )
-    if not body.tools:
-        return None
-    check_length("tools", len(body.tools), "tools")
-    check_depth(body.tools, "tools")
-    return None if body.tool_choice == "none" else body.tools
 
 
 def _template_message(number: int, message: ChatMessage) -> dict[str, Any]:

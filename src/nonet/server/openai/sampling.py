@@ -48,11 +48,6 @@ def check_common(body: SamplingFields) -> None:
         raise InvalidRequestError(
             "stream_options is only for streams; set stream to true", "stream_options"
         )
-    if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequestError(
-            f"response_format {body.response_format.type!r} is not supported yet; use 'text'",
-            "response_format",
-        )
 
 
 def service_class(tier: str | None) -> ServiceClass:

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from nonet.server.shapes import ShapeFields
+
 __all__ = [
     "ChatMessage",
     "ChatRequest",
@@ -13,7 +15,6 @@ __all__ = [
     "ContentPart",
     "DetokenizeRequest",
     "LoadAdapterRequest",
-    "ResponseFormat",
     "SamplingFields",
     "StreamOptions",
     "TokenizeRequest",
@@ -25,12 +26,6 @@ class StreamOptions(msgspec.Struct, frozen=True):
     """How a stream reports."""
 
     include_usage: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """The shape that the answer must have; only "text" so far."""
-
-    type: str
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -50,7 +45,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingFields(ShapeFields, frozen=True, kw_only=True):
     """What both completion endpoints take; the second half are extensions of other servers."""
 
     model: str | None = None
@@ -80,7 +75,6 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     service_tier: str | None = None
     return_token_ids: bool | None = None
-    response_format: ResponseFormat | None = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
@@ -92,6 +86,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

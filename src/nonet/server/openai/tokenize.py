@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from nonet.core.errors import InvalidRequestError
 from nonet.server.call import Call
-from nonet.server.limits import check_depth, check_length, check_token_ids
+from nonet.server.limits import check_depth, check_token_ids
 from nonet.server.openai.messages import template_messages
 from nonet.server.openai.schemas import DetokenizeRequest, TokenizeRequest
 from nonet.server.prompts import encode_text, off_loop, render_chat
+from nonet.server.tools import checked_tools
 
 __all__ = ["detokenize", "tokenize"]
 
@@ -20,16 +21,12 @@ async def tokenize(call: Call) -> None:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("give either prompt or messages", "prompt")
     if body.messages is not None:
-        for param, value in (
-            ("tools", body.tools),
-            ("chat_template_kwargs", body.chat_template_kwargs),
-        ):
-            check_depth(value, param)
-        check_length("tools", len(body.tools or ()), "tools")
+        check_depth(body.chat_template_kwargs, "chat_template_kwargs")
+        use = checked_tools(body.tools, None)
         text = await render_chat(
             state,
-            template_messages(body.messages),
-            tools=body.tools,
+            state.tools.plain_history(template_messages(body.messages), use),
+            tools=state.tools.template_tools(use),
             template_kwargs=body.chat_template_kwargs,
             add_generation_prompt=body.add_generation_prompt is not False,
         )

@@ -54,7 +54,7 @@ class Frame:
     calls, then `closing`. The arguments are JSON.
 
     `sign` is how a call makes itself known, the beginning of `opening` and `head`. With `at_start` a text either begins
-    with it or holds no call.
+    with it or holds no call. Ids of calls are `id_prefix` and `id_digits` hexadecimal digits.
     """
 
     sign: str
@@ -65,6 +65,8 @@ class Frame:
     between: str = ""
     closing: str = ""
     at_start: bool = False
+    id_prefix: str = "call_"
+    id_digits: int = 24
 
     def written(self, calls: list[tuple[str, str]]) -> str:
         """The text of calls, each a name and its arguments as JSON.

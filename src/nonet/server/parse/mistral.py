@@ -18,12 +18,13 @@ __all__ = ["Mistral", "MistralList"]
 
 _TAG = "[TOOL_CALLS]"
 _LONGEST_NAME = 256
+_ID_DIGITS = 9  # the templates refuse other ids
 
 
 class Mistral:
     """One tag per call."""
 
-    frame = Frame(sign=_TAG, head=_TAG, neck="[ARGS]", tail="")
+    frame = Frame(sign=_TAG, head=_TAG, neck="[ARGS]", tail="", id_prefix="", id_digits=_ID_DIGITS)
 
     def parser(self) -> ToolParser:
         return TaggedParser(_TAG, _Either)
@@ -40,6 +41,8 @@ class MistralList:
         tail="}",
         between=", ",
         closing="]",
+        id_prefix="",
+        id_digits=_ID_DIGITS,
     )
 
     def parser(self) -> ToolParser:
