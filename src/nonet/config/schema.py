@@ -169,7 +169,7 @@ class ServerConfig:
     ] = 15.0
     tool_format: Annotated[
         str,
-        Doc("how the model writes tool calls: auto (as its template shows), hermes, llama3 ..."),
+        Doc("how the model writes tool calls: auto, as its chat template shows, or a format"),
     ] = "auto"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Doc("lowest level logged")
