@@ -243,7 +243,7 @@ def test_many_shapes_at_once(server: RunningServer) -> None:
                   "additionalProperties": False}  # fmt: skip
         answer = server.post(
             "/v1/chat/completions",
-            {"messages": ASK, "max_tokens": 60, "guided_json": schema},
+            {"messages": ASK, "max_tokens": 100, "temperature": 0, "guided_json": schema},
         ).json()
         assert json.loads(answer["choices"][0]["message"]["content"]) == {f"key{number}": number}
 

@@ -14,7 +14,7 @@ __all__ = ["OPTIONS", "embedded", "lowered"]
 
 # Whitespace between the parts of JSON: none, a space, or a line break with its indentation, as models were taught to
 # write it. Any amount would let a model that has lost its way go on for ever.
-OPTIONS = {"whitespace_pattern": r" |\n[ \t]{0,40}"}
+OPTIONS = {"whitespace_pattern": r" |\n( {0,32}|\t{0,8})"}
 
 
 def embedded(text: str) -> str:

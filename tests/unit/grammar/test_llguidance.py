@@ -124,7 +124,7 @@ def test_whitespace_is_bounded() -> None:
 
     assert all(takes(text) for text in ("[1,2]", "[1, 2]", "[\n  1,\n  2\n]", "[ 1 , 2 ]"))
     assert not any(
-        takes(text) for text in ("[1,  2]", "[1,\n\n2]", "[1,\n" + " " * 41 + "2]", " [1]")
+        takes(text) for text in ("[1,  2]", "[1,\n\n2]", "[1,\n" + " " * 33 + "2]", " [1]")
     )
 
 
