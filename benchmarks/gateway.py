@@ -1,0 +1,334 @@
+"""What the gateway costs: answers from the exact cache per second on one core, and what its layers add to a request.
+
+    python benchmarks/gateway.py --out benchmarks/<date>-<machine>-gateway
+    python benchmarks/gateway.py --workdir ~/peers       # LiteLLM's proxy too, in a venv made there
+
+Needs `wrk`, and nonet's own environment; the engine is the scripted one of the tests, as no model is measured. Each
+server runs on the first core alone and the load generator on the second, both as only work of a quiet machine. Besides
+rates, the CPU time per request is shown, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[1]
+CORES = sorted(os.sched_getaffinity(0))[:2]
+KEY = "sk-benchmark"
+BODY = {
+    "model": "fake",
+    "messages": [
+        {"role": "system", "content": "You are terse."},
+        {"role": "user", "content": "word " * 180},
+    ],
+    "temperature": 0,
+    "max_tokens": 64,
+}  # about 1 KiB
+LAYERS = {
+    "exact cache": ["exact_cache"],
+    "exact cache, ledger": ["exact_cache", "ledger"],
+}
+STARLETTE = """
+import sys, uvicorn
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+ANSWER = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"' \\
+    + b"a" * 64 + b'"},"finish_reason":"length"}],"usage":{"prompt_tokens":1000,"completion_tokens":64}}'
+async def answer(request):
+    await request.body()
+    return Response(ANSWER, media_type="application/json")
+app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="warning",
+            loop="uvloop", http="httptools")
+"""
+LITELLM = {
+    "model_list": [
+        {
+            "model_name": "fake",
+            "litellm_params": {"model": "openai/fake", "api_key": "x", "mock_response": "a" * 64},
+        }
+    ],
+    "litellm_settings": {"cache": True, "cache_params": {"type": "local"}},
+    "general_settings": {"master_key": KEY},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One run of wrk."""
+
+    server: str
+    connections: int
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us_per_request: float  # of the server's process alone
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Latency of requests that no cache answers, one after another on each of 8 connections."""
+
+    server: str
+    requests: int
+    p50_ms: float
+    p99_ms: float
+
+
+def main() -> int:
+    args = _parse()
+    if shutil.which("wrk") is None or len(CORES) < 2:
+        raise SystemExit("wrk and two cores are needed; on Debian: apt-get install wrk")
+    os.sched_setaffinity(0, {CORES[1]})
+    loads: list[Load] = []
+    added: list[Added] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        servers: list[tuple[str, Any]] = [("bare Starlette", lambda: starlette())]
+        servers += [
+            (name, lambda layers=layers: nonet(scratch, layers)) for name, layers in LAYERS.items()
+        ]
+        if args.workdir is not None:
+            servers.append(("LiteLLM proxy", lambda: litellm(args.workdir, scratch)))
+        for name, start in servers:
+            with start() as (url, pid):
+                warm(url)
+                for connections in args.connections:
+                    loads.append(load(name, url, pid, connections, args.seconds))
+                    print(loads[-1], flush=True)
+        for _ in range(args.rounds):  # in turn, so that a disturbance meets both
+            for name, layers in {"no layers": [], **LAYERS}.items():
+                with nonet(scratch, layers) as (url, _pid):
+                    added.append(asyncio.run(latency(name, url, args.requests)))
+                    print(added[-1], flush=True)
+    report(args, loads, added)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of results.json")
+    add(
+        "--workdir",
+        type=Path,
+        help="where LiteLLM's environment is made; without it, it is left out",
+    )
+    add("--seconds", type=int, default=5, help="of each run")
+    add("--connections", type=int, nargs="+", default=[1, 32, 128])
+    add("--requests", type=int, default=2000, help="of each latency run")
+    add("--rounds", type=int, default=3, help="of the latency runs")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def nonet(scratch: Path, layers: list[str]) -> Iterator[tuple[str, int]]:
+    """A server over the scripted engine, with a key and a price table."""
+    prices = scratch / "prices.json"
+    prices.write_text('{"fake": {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7}}')
+    gateway = {
+        "gateway": layers, "data_dir": tempfile.mkdtemp(dir=scratch), "price_table": str(prices),
+    }  # fmt: skip
+    job = {
+        "fake": {"max_model_len": 8192},
+        "server": {"port": 0, "api_keys": [KEY], "log_level": "warning"},
+        "gateway": gateway if layers else {},
+    }
+    command = [sys.executable, "-m", "tests.system.server_main", json.dumps(job)]
+    with _started(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if b"listening on" in line)
+        yield line.split()[2].decode() + "/v1/chat/completions", process.pid
+
+
+@contextlib.contextmanager
+def starlette() -> Iterator[tuple[str, int]]:
+    port = _free_port()
+    with _started([sys.executable, "-c", STARLETTE, str(port)]) as process:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        _wait(url)
+        yield url, process.pid
+
+
+@contextlib.contextmanager
+def litellm(workdir: Path, scratch: Path) -> Iterator[tuple[str, int]]:
+    """LiteLLM's proxy with its own cache in memory and a canned answer: the engine is not measured here either."""
+    environment = workdir / "litellm"
+    python = environment / "bin" / "python"
+    if not python.exists():
+        venv.create(environment, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "litellm[proxy]"], check=True)
+    config = scratch / "litellm.yaml"
+    config.write_text(json.dumps(LITELLM))  # JSON is YAML
+    port = _free_port()
+    command = [
+        str(environment / "bin" / "litellm"), "--config", str(config), "--port", str(port), "--num_workers", "1",
+    ]  # fmt: skip
+    with _started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        _wait(url, limit_s=120)
+        yield url, process.pid
+
+
+def warm(url: str) -> None:
+    """The answer is made, kept, and known by its bytes."""
+    for _ in range(50):
+        answer = httpx.post(url, json=BODY, headers=_headers(), timeout=30)
+        assert answer.status_code == 200, answer.text
+
+
+def load(name: str, url: str, pid: int, connections: int, seconds: int) -> Load:
+    """wrk for some seconds, and the server's CPU time meanwhile."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write('wrk.method = "POST"\n')
+        for header, value in {**_headers(), "content-type": "application/json"}.items():
+            script.write(f'wrk.headers["{header}"] = "{value}"\n')
+        script.write(f"wrk.body = [==[{json.dumps(BODY)}]==]\n")
+        script.flush()
+        command = [
+            "wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", script.name, url,
+        ]  # fmt: skip
+        before = _cpu_s(pid)
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        cpu_s = _cpu_s(pid) - before
+    requests = int(_found(r"(\d+) requests in", text))
+    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    return Load(
+        name,
+        connections,
+        float(_found(r"Requests/sec:\s+([\d.]+)", text)),
+        _ms(_found(r"50%\s+(\S+)", text)),
+        _ms(_found(r"99%\s+(\S+)", text)),
+        round(1e6 * cpu_s / requests, 1),
+        int(failed.group(1)) if failed else 0,
+    )
+
+
+async def latency(name: str, url: str, requests: int) -> Added:
+    """Requests that differ, so that every layer does its work and the engine answers."""
+    seconds: list[float] = []
+
+    async def one(client: httpx.AsyncClient, number: int) -> None:
+        for turn in range(requests // 8):
+            question = {**BODY, "max_tokens": 1, "seed": 1000 * turn + number}
+            began = time.perf_counter()
+            answer = await client.post(url, json=question)
+            seconds.append(time.perf_counter() - began)
+            assert answer.status_code == 200, answer.text
+
+    async with httpx.AsyncClient(headers=_headers(), timeout=30) as client:
+        await asyncio.gather(*[one(client, number) for number in range(8)])
+    cuts = statistics.quantiles(seconds[len(seconds) // 10 :], n=100)
+    return Added(name, len(seconds), round(1e3 * cuts[49], 3), round(1e3 * cuts[98], 3))
+
+
+def report(args: argparse.Namespace, loads: list[Load], added: list[Added]) -> None:
+    lines = ["| server | connections | requests/s | p50 ms | p99 ms | CPU us/request | failed |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    lines += [
+        "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in loads
+    ]
+    lines += ["", "| layers, nothing cached | requests | p50 ms | p99 ms |", "|---|---|---|---|"]
+    lines += [
+        "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in added
+    ]
+    print("\n".join(lines))
+    if args.out is None:
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    result = {
+        "command": sys.argv,
+        "commit": commit.stdout.strip(),
+        "load_average": os.getloadavg(),
+        "hits": [asdict(row) for row in loads],
+        "added": [asdict(row) for row in added],
+    }
+    (args.out / "results.json").write_text(json.dumps(result, indent=1))
+    (args.out / "results.md").write_text("\n".join(lines) + "\n")
+
+
+@contextlib.contextmanager
+def _started(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, and what it starts, on the first core."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        preexec_fn=lambda: os.sched_setaffinity(0, {CORES[0]}),
+        **streams,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(url: str, limit_s: float = 30) -> None:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.post(url, json=BODY, headers=_headers(), timeout=10).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise SystemExit(f"no answer at {url}")
+
+
+def _headers() -> dict[str, str]:
+    return {"authorization": f"Bearer {KEY}"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match.group(1)
+
+
+def _ms(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()  # type: ignore[union-attr]
+    return round(float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}[unit], 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
