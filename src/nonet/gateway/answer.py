@@ -120,8 +120,8 @@ class Ask:
 
     `echoed` is, per request, how many characters of prompt the answer will repeat before its own. Without
     `is_streamed` the pieces may be few and large; with `keeps_steps` each is still what one step brought. With
-    `idle_s`, an empty list comes when nothing came for that long. `held` is a cache's entry whose answer the caller
-    has at hand: when the reply is that entry, its pieces are left out.
+    `idle_s`, an empty list comes when nothing came for that long. `held` is a cache's entry for an equal ask, whose
+    answer the caller has at hand: when the reply is that entry, its pieces are left out.
     """
 
     requests: tuple[Request, ...]

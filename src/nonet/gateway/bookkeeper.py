@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from nonet.core.errors import ConfigError, NonetError, UserError
+from nonet.core.service_class import ServiceClass
 from nonet.gateway.answer import Ask, ChoiceText, Outcome, Reply, Usage
 from nonet.gateway.pipeline import Next
 from nonet.gateway.site import Site
@@ -22,6 +23,10 @@ from nonet.telemetry.ledger import Ledger, LedgerRow
 from nonet.telemetry.prices import Tokens, as_money
 
 __all__ = ["Bookkeeper"]
+
+MAX_HITS = 4096  # bills of hits kept: equal hits cost the same
+
+Line = list[str | int | float]
 
 
 class Bookkeeper:
@@ -41,6 +46,7 @@ class Bookkeeper:
 
     def __init__(self, config: Config, site: Site) -> None:
         self._hit_percent = config.hit_percent
+        self._hits: dict[tuple[ServiceClass, str, float, Tokens], _Bill] = {}
         self._site = site
         site.needed_database("the ledger")
         assert site.ledger is not None
@@ -58,7 +64,7 @@ class Bookkeeper:
         outcome = reply.outcome
         outcome.tier = ask.service_class
         if outcome.total is not None:
-            outcome.cost = as_money(self._bill(ask, outcome, outcome.total).cost_picos)
+            outcome.cost = self._bill(ask, outcome, outcome.total).cost
         reply.pieces = self._booked(ask, reply, reply.pieces, began_s)
         return reply
 
@@ -86,7 +92,7 @@ class Bookkeeper:
                 self._post(ask, self._row(ask, reply.outcome, usage, finish, began_s))
         usage = reply.outcome.total or reply.usage
         row = self._row(ask, reply.outcome, usage, finish, began_s)
-        reply.outcome.cost = as_money(row.cost_picos)
+        reply.outcome.cost = reply.outcome.cost or as_money(row.cost_picos)
         if ask.caller.book is not None:
             ask.caller.book(row)
         else:
@@ -99,7 +105,7 @@ class Bookkeeper:
     def _row(
         self, ask: Ask, outcome: Outcome, usage: Usage, finish: str, began_s: float
     ) -> LedgerRow:
-        bill = self._bill(ask, outcome, usage) if finish != "error" else _Bill(0, [])
+        bill = self._bill(ask, outcome, usage) if finish != "error" else _Bill(0, "0", "")
         caller = ask.caller
         return LedgerRow(
             at_s=self._site.wall(),
@@ -119,24 +125,26 @@ class Bookkeeper:
             output_tokens=usage.completion_tokens,
             seconds=self._site.clock.now() - began_s,
             cost_picos=bill.cost_picos,
-            savings=orjson.dumps(bill.savings).decode() if bill.savings else "",
+            savings=bill.savings,
         )
 
     def _bill(self, ask: Ask, outcome: Outcome, usage: Usage) -> _Bill:
-        tier = ask.service_class
-        rates = self._site.rates_of(tier)
-        tokens = tokens_of(usage)
+        if outcome.cache not in ("exact", "semantic"):
+            return _bill_of(*self._priced(ask, outcome, tokens_of(usage)))
+        seconds = sum(saving.seconds for saving in outcome.savings)
+        key = (ask.service_class, outcome.cache, seconds, tokens_of(usage))
+        bill = self._hits.get(key)
+        if bill is None:
+            bill = _bill_of(*self._priced_hit(*key))
+            if len(self._hits) >= MAX_HITS:
+                self._hits.clear()
+            self._hits[key] = bill
+        return bill
+
+    def _priced(self, ask: Ask, outcome: Outcome, tokens: Tokens) -> tuple[int, list[Line]]:
+        rates = self._site.rates_of(ask.service_class)
         cost = rates.cost(tokens)
-        savings: list[list[str | int | float]] = []
-        if outcome.cache in ("exact", "semantic"):
-            full, cost = cost, _percent(cost, self._hit_percent)
-            hit = Saving(
-                f"{outcome.cache}_cache",
-                prompt_tokens=tokens.prompt,
-                output_tokens=tokens.output,
-                seconds=sum(saving.seconds for saving in outcome.savings),
-            )
-            return _Bill(cost, [_line(hit, full - cost)])
+        savings: list[Line] = []
         if tokens.cached:
             uncached = rates.cost(Tokens(prompt=tokens.cached))
             spared = uncached - rates.cost(Tokens(prompt=tokens.cached, cached=tokens.cached))
@@ -144,16 +152,32 @@ class Bookkeeper:
         for saving in outcome.savings:
             worth = Tokens(prompt=saving.prompt_tokens, output=saving.output_tokens)
             savings.append(_line(saving, rates.cost(worth)))
-        if tier == "batch":
+        if ask.service_class == "batch":
             spared = self._site.rates_of("standard").cost(tokens) - cost
             savings.append(_line(Saving("batch"), spared))
-        return _Bill(cost, savings)
+        return cost, savings
+
+    def _priced_hit(
+        self, service_class: ServiceClass, cache: str, seconds: float, tokens: Tokens
+    ) -> tuple[int, list[Line]]:
+        full = self._site.rates_of(service_class).cost(tokens)
+        cost = _percent(full, self._hit_percent)
+        hit = Saving(f"{cache}_cache", tokens.prompt, tokens.output, seconds)
+        return cost, [_line(hit, full - cost)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Bill:
+    """What an answer costs, also as a decimal, and what was saved, as the ledger keeps it."""
+
     cost_picos: int
-    savings: list[list[str | int | float]]
+    cost: str
+    savings: str
+
+
+def _bill_of(cost_picos: int, savings: list[Line]) -> _Bill:
+    text = orjson.dumps(savings).decode() if savings else ""
+    return _Bill(cost_picos, as_money(cost_picos), text)
 
 
 def tokens_of(usage: Usage) -> Tokens:
@@ -166,7 +190,7 @@ def tokens_of(usage: Usage) -> Tokens:
     )
 
 
-def _line(saving: Saving, picos: int) -> list[str | int | float]:
+def _line(saving: Saving, picos: int) -> Line:
     return [
         saving.technique,
         saving.prompt_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from nonet.gateway.answer import Ask, Caller, Reply
 from nonet.server.dialect import Dialect, dialect_of
 from nonet.server.errors import answer_of
 from nonet.server.limits import maximum
-from nonet.server.protocol import ABORT_EXTENSION
+from nonet.server.protocol import ABORT_EXTENSION, BODY_EXTENSION
 from nonet.server.sse import EventStream
 from nonet.server.state import ServedModel, ServerState
 from nonet.server.wishes import cache_wishes
@@ -192,25 +192,30 @@ class Call:
         declared = header(self.scope, b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
-        parts: list[bytes] = []
-        size = 0
+        if BODY_EXTENSION in self.scope.get("extensions", {}):
+            return await self._parts(limit)
         try:
             async with asyncio.timeout(maximum("body_s")):
-                while True:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise InvalidRequestError("the client left before its body was complete")
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
-                        raise _too_large(limit)
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        return b"".join(parts)
+                return await self._parts(limit)
         except TimeoutError:
             raise InvalidRequestError(
                 f"the body did not arrive within {maximum('body_s')} s"
             ) from None
+
+    async def _parts(self, limit: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidRequestError("the client left before its body was complete")
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
 
 
 class Endpoint:
@@ -279,7 +284,7 @@ def _request_id(given: str | None) -> str:
     longest = limits.LIMITS["request_id"].max_length or 0
     if given and len(given) <= longest and given.isascii() and given.isprintable():
         return given
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"
 
 
 def _too_large(limit: int) -> RequestTooLargeError:

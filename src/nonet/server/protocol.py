@@ -8,9 +8,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nonet.server.limits import maximum
 
-__all__ = ["ABORT_EXTENSION", "BoundedProtocol"]
+__all__ = ["ABORT_EXTENSION", "BODY_EXTENSION", "BoundedProtocol"]
 
 ABORT_EXTENSION = "nonet.abort"
+BODY_EXTENSION = "nonet.body"  # there once the whole body is: reading it waits for nothing
 MAX_HEADER_BYTES = maximum("header_bytes")
 MAX_HEADER_S = maximum("header_s")
 
@@ -63,6 +64,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         super().on_message_complete()
+        self.scope["extensions"][BODY_EXTENSION] = {}
         self._in_head = True
         self._head_bytes = 0
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 import re
 import time
-import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +76,7 @@ class Replays:
     async def _send(self, call: Call, digest: bytes, held: _Held) -> None:
         """Should the entry go while a layer waits, the model makes the same answer again, and that is booked."""
         self._held.move_to_end(digest)
-        name = held.ask.ask_id.partition("-")[0] + "-" + uuid.uuid4().hex
+        name = f"{held.ask.ask_id.partition('-')[0]}-{random.getrandbits(128):032x}"
         ask = _renamed(held, name, call)
         reply = await call.state.pipeline.answer(ask)
         async for _ in reply.pieces:

@@ -127,7 +127,11 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            self._path,
+            timeout=BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
         )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(
@@ -182,7 +186,8 @@ def _commit(connection: sqlite3.Connection, group: list[_Entry]) -> list[Outcome
     """What became of each job, all in one transaction."""
     try:
         connection.execute("BEGIN IMMEDIATE")
-        outcomes = [_run(connection, entry.job) for entry in group]
+        run = _run if len(group) > 1 else _run_alone
+        outcomes = [run(connection, entry.job) for entry in group]
         connection.execute("COMMIT")
     except sqlite3.Error as error:  # the disk is full, or worse: nothing of the group is kept
         logger.error("event=store_failed jobs=%d error=%r", len(group), str(error))
@@ -202,12 +207,28 @@ def _run(connection: sqlite3.Connection, job: Job[Any]) -> Outcome:
             raise sqlite3.OperationalError(f"the transaction was lost: {error}") from error
         connection.execute("ROLLBACK TO job")
         connection.execute("RELEASE job")
-        if isinstance(error, sqlite3.Error):
-            logger.exception("event=store_job_failed")
-            error = StoreError("the server could not write to its database; see its log")
-        return None, error
+        return None, _told(error)
     connection.execute("RELEASE job")
     return result, None
+
+
+def _run_alone(connection: sqlite3.Connection, job: Job[Any]) -> Outcome:
+    """The only job of its transaction needs no savepoint; what fails leaves an empty transaction."""
+    try:
+        return job(connection), None
+    except Exception as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.execute("BEGIN")
+        return None, _told(error)
+
+
+def _told(error: Exception) -> Exception:
+    """SQLite's own words are for the log."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    logger.error("event=store_job_failed", exc_info=error)
+    return StoreError("the server could not write to its database; see its log")
 
 
 def _acknowledge(group: list[_Entry], outcomes: list[Outcome]) -> None:

@@ -70,12 +70,12 @@ class LedgerRow(NamedTuple):
 
 COLUMNS = ", ".join(LedgerRow._fields)
 PLACES = "(" + ", ".join("?" * len(LedgerRow._fields)) + ")"
-# One statement per commit costs one trip out of Python; a few sizes keep the statements prepared.
-SIZES = (64, 16, 4, 1)
-INSERTS = {
-    size: f"INSERT OR IGNORE INTO ledger ({COLUMNS}) VALUES {', '.join([PLACES] * size)}"
-    for size in SIZES
-}
+# As many rows in a statement as there are: each statement is a trip out of Python and back.
+MOST_ROWS = 64
+INSERTS = tuple(
+    f"INSERT OR IGNORE INTO ledger ({COLUMNS}) VALUES {', '.join([PLACES] * size)}"
+    for size in range(MOST_ROWS + 1)
+)
 
 
 class Ledger:
@@ -143,9 +143,6 @@ def create_ledger(connection: sqlite3.Connection) -> None:
 
 def insert_rows(connection: sqlite3.Connection, rows: Sequence[LedgerRow]) -> None:
     """Append rows inside the caller's transaction; one whose `once` is there already is left out."""
-    start = 0
-    for size in SIZES:
-        while len(rows) - start >= size:
-            values = [value for row in rows[start : start + size] for value in row]
-            connection.execute(INSERTS[size], values)
-            start += size
+    for start in range(0, len(rows), MOST_ROWS):
+        some = rows[start : start + MOST_ROWS]
+        connection.execute(INSERTS[len(some)], [value for row in some for value in row])

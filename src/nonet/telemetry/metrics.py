@@ -108,6 +108,7 @@ class Metrics:
         self._responses = Counter(
             "nonet_http_responses", EVENT_COUNTERS[1][3], ["status"], registry=None
         )
+        self._by_status: dict[int, Counter] = {}
         self._cut = Counter("nonet_streams_cut", EVENT_COUNTERS[2][3], ["reason"], registry=None)
         twins = {name: twin for name, twin, *_ in (*HISTOGRAMS, *EVENT_COUNTERS)}
         self._registry.register(
@@ -119,7 +120,10 @@ class Metrics:
         self._finished[reason].inc()
 
     def responded(self, status: int) -> None:
-        self._responses.labels(str(status)).inc()
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._by_status[status] = self._responses.labels(str(status))
+        counter.inc()
 
     def stream_cut(self, reason: str) -> None:
         self._cut.labels(reason).inc()

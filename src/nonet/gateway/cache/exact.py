@@ -87,7 +87,8 @@ class ExactCache:
             reply = await next(ask)
             reply.outcome.cache = reply.outcome.cache or "bypass"
             return reply
-        key = ask_key(ask, self._site.fingerprint)
+        held = ask.held
+        key = held.key if isinstance(held, Entry) else ask_key(ask, self._site.fingerprint)
         if wishes.no_cache:
             return await self._lead(key, ask, next)
         entry = await self._find(key, wishes.max_age_s)
