@@ -63,13 +63,20 @@ class Bookkeeper:
         reply = await next(ask)
         outcome = reply.outcome
         outcome.tier = ask.service_class
+        bill = None
         if outcome.total is not None:
-            outcome.cost = self._bill(ask, outcome, outcome.total).cost
-        reply.pieces = self._booked(ask, reply, reply.pieces, began_s)
+            bill = self._bill(ask, outcome, outcome.total)
+            outcome.cost = bill.cost
+        reply.pieces = self._booked(ask, reply, reply.pieces, began_s, bill)
         return reply
 
     async def _booked(
-        self, ask: Ask, reply: Reply, pieces: AsyncGenerator[list[ChoiceText], None], began_s: float
+        self,
+        ask: Ask,
+        reply: Reply,
+        pieces: AsyncGenerator[list[ChoiceText], None],
+        began_s: float,
+        bill: _Bill | None,
     ) -> AsyncGenerator[list[ChoiceText], None]:
         has_begun = reply.outcome.finish is not None
         reasons = {reply.outcome.finish}
@@ -89,10 +96,12 @@ class Bookkeeper:
         finally:
             if finish in ("abort", "error"):
                 usage = reply.usage if has_begun else Usage()
-                self._post(ask, self._row(ask, reply.outcome, usage, finish, began_s))
+                owed = self._bill(ask, reply.outcome, usage) if finish == "abort" else NOTHING
+                self._post(ask, self._row(ask, reply.outcome, usage, finish, began_s, owed))
         usage = reply.outcome.total or reply.usage
-        row = self._row(ask, reply.outcome, usage, finish, began_s)
-        reply.outcome.cost = reply.outcome.cost or as_money(row.cost_picos)
+        bill = bill or self._bill(ask, reply.outcome, usage)
+        reply.outcome.cost = bill.cost
+        row = self._row(ask, reply.outcome, usage, finish, began_s, bill)
         if ask.caller.book is not None:
             ask.caller.book(row)
         else:
@@ -103,9 +112,8 @@ class Bookkeeper:
             self._ledger.post(row)
 
     def _row(
-        self, ask: Ask, outcome: Outcome, usage: Usage, finish: str, began_s: float
+        self, ask: Ask, outcome: Outcome, usage: Usage, finish: str, began_s: float, bill: _Bill
     ) -> LedgerRow:
-        bill = self._bill(ask, outcome, usage) if finish != "error" else _Bill(0, "0", "")
         caller = ask.caller
         return LedgerRow(
             at_s=self._site.wall(),
@@ -173,6 +181,9 @@ class _Bill:
     cost_picos: int
     cost: str
     savings: str
+
+
+NOTHING = _Bill(0, "0", "")
 
 
 def _bill_of(cost_picos: int, savings: list[Line]) -> _Bill:

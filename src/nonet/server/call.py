@@ -26,7 +26,7 @@ from nonet.server.sse import EventStream
 from nonet.server.state import ServedModel, ServerState
 from nonet.server.wishes import cache_wishes
 
-__all__ = ["Call", "Endpoint", "Sent"]
+__all__ = ["Call", "Endpoint", "Sent", "header"]
 
 T = TypeVar("T")
 logger = logging.getLogger("nonet.server")
@@ -273,10 +273,11 @@ class _WhileConnected:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header called `name` (lower case)."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value).decode("latin-1")
-    return None
+    known = scope.get("nonet.headers")
+    if known is None:
+        known = scope["nonet.headers"] = dict(reversed(scope["headers"]))
+    value = known.get(name)
+    return None if value is None else bytes(value).decode("latin-1")
 
 
 def _request_id(given: str | None) -> str:

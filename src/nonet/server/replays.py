@@ -21,14 +21,14 @@ import msgspec
 from nonet.gateway.answer import Ask
 from nonet.gateway.cache.exact import ExactCache
 from nonet.gateway.cache.stored import Entry
-from nonet.server.call import Call, Sent
+from nonet.server.call import Call, Sent, header
 
 __all__ = ["Replays"]
 
 # Routes whose answers carry one id, which is that of the ask, and one time.
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
 # With these the request is more than its body.
-SAYING = frozenset({b"cache-control", b"x-nonet-cache"})
+SAYING = (b"cache-control", b"x-nonet-cache")
 CREATED = re.compile(rb'"created":\d+')
 
 
@@ -62,7 +62,7 @@ class Replays:
         scope = call.scope
         if scope["path"] not in ROUTES or scope["method"] != "POST":
             return
-        if any(name in SAYING for name, _ in scope["headers"]):
+        if any(header(scope, name) is not None for name in SAYING):
             return
         body = await call.body()
         key = b"\0".join((scope["path"].encode(), call.tenant.encode(), body))

@@ -83,12 +83,15 @@ class ExactCache:
 
     async def handle(self, ask: Ask, next: Next) -> Reply:
         wishes = ask.caller.wishes
-        if wishes.no_store or not (wishes.allow_sampled or is_deterministic(ask)):
+        held = ask.held
+        if isinstance(held, Entry):
+            key = held.key
+        elif wishes.no_store or not (wishes.allow_sampled or is_deterministic(ask)):
             reply = await next(ask)
             reply.outcome.cache = reply.outcome.cache or "bypass"
             return reply
-        held = ask.held
-        key = held.key if isinstance(held, Entry) else ask_key(ask, self._site.fingerprint)
+        else:
+            key = ask_key(ask, self._site.fingerprint)
         if wishes.no_cache:
             return await self._lead(key, ask, next)
         entry = await self._find(key, wishes.max_age_s)
