@@ -127,6 +127,7 @@ class Ask:
     requests: tuple[Request, ...]
     caller: Caller = Caller()
     route: str = ""  # where the call came in, for the books
+    model: str = ""  # as the caller knows it: the served model, or an adapter over it
     echoed: tuple[int, ...] | None = None
     conversation: Conversation | None = None
     is_streamed: bool = False

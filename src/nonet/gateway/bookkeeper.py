@@ -121,7 +121,7 @@ class Bookkeeper:
             once=None,
             tenant=caller.tenant,
             key_id=caller.key_id,
-            model=self._site.model,
+            model=ask.model or self._site.model,
             route=ask.route,
             tier=ask.service_class,
             cache=outcome.cache or "",

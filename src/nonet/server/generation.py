@@ -45,6 +45,7 @@ class Generation:
             requests=tuple(requests),
             caller=call.caller,
             route=call.scope["path"],
+            model=call.model.name,
             echoed=tuple(echoed) if echoed is not None else None,
             conversation=conversation,
         )

@@ -68,7 +68,7 @@ class Replays:
         key = b"\0".join((scope["path"].encode(), call.tenant.encode(), body))
         digest = hashlib.sha256(key).digest()
         held = self._held.get(digest)
-        if held is not None and self._shelf.holds(held.entry):
+        if held is not None and self._shelf.holds(held.entry) and _is_served(held.ask, call):
             await self._send(call, digest, held)
         else:
             call.on_sent = partial(self._consider, digest)
@@ -110,6 +110,13 @@ class Replays:
         held = self._held.pop(digest, None)
         if held is not None:
             self._num_bytes -= held.num_bytes
+
+
+def _is_served(ask: Ask, call: Call) -> bool:
+    """Another adapter may have taken the name since."""
+    adapter_id = ask.requests[0].adapter_id
+    known = call.state.engine.adapters.adapters if adapter_id else ()
+    return not adapter_id or any(adapter.adapter_id == adapter_id for adapter in known)
 
 
 def _renamed(held: _Held, name: str, call: Call) -> Ask:
