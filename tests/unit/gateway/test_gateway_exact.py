@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.gateway_fakes import ScriptedEngine, ask, pipeline, read, site, text, tiny_tokenizer
 
@@ -127,6 +127,7 @@ def test_a_key_that_forgets_a_field_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     assert ask_key(FLIPS["request.cache_salt"], b"m") == ask_key(ask(), b"m")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 259), min_size=1, max_size=5), st.lists(st.integers(0, 259)))
 def test_prompts_do_not_run_into_each_other(one: list[int], two: list[int]) -> None:
     base = ask().requests[0]

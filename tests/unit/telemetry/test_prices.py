@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonet.core.errors import ConfigError
@@ -83,6 +83,7 @@ COUNT = st.integers(0, 10_000_000)
 PRICE = st.integers(0, 10**14)
 
 
+@settings(deadline=None)
 @given(COUNT, COUNT, COUNT, COUNT, COUNT, st.tuples(PRICE, PRICE, PRICE, PRICE, PRICE))
 def test_cost_equals_decimals(
     plain: int, cached: int, short: int, long: int, output: int, prices: tuple[int, ...]
@@ -103,6 +104,7 @@ def test_cost_equals_decimals(
     assert Rates(*prices).cost(tokens) == int(rounded * PICOS)
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**20), 10**20))
 def test_money_reads_back(picos: int) -> None:
     text = as_money(picos)
