@@ -49,6 +49,7 @@ TORCH_FREE = [
     "nonet.quant.formats.w8a8",
     "nonet.scheduler.scheduler",
     "nonet.server.app",
+    "nonet.speculate.draft_model",
     "nonet.telemetry.metrics",
     "nonet.text.stream",
     "nonet.weights.packaged",
@@ -64,6 +65,8 @@ CATALOGUES = [
     "nonet.quant.checkpoints:CHECKPOINT_FORMATS",
     "nonet.quant.formats:WEIGHT_FORMATS",
     "nonet.scheduler.policy:POLICIES",
+    "nonet.speculate:DRAFT_LENGTHS",
+    "nonet.speculate:PROPOSERS",
 ]
 
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
@@ -157,6 +160,22 @@ def test_catalogue_entries_load(place: str) -> None:
         if name == "triton":
             pytest.importorskip("triton", reason="triton is not installed")
         assert inspect.isclass(table.load(name))
+
+
+# Techniques that the core must not name, and the core: a name found there means that a seam is wrong.
+NAMELESS = ["nonet.speculate:PROPOSERS"]
+CORE = ["core", "scheduler", "kv", "runner", "engine/engine.py", "sampling/sampler.py"]
+
+
+@pytest.mark.parametrize("place", NAMELESS)
+def test_the_core_names_no_technique(place: str) -> None:
+    module, _, attribute = place.partition(":")
+    names = getattr(importlib.import_module(module), attribute).names()
+    for path in SOURCES:
+        inside = path.relative_to(ROOT / "src" / "nonet").as_posix()
+        if any(inside == part or inside.startswith(f"{part}/") for part in CORE):
+            for name in names:
+                assert not re.search(rf"\b{name}\b", path.read_text()), f"{inside} names {name}"
 
 
 def test_every_error_is_in_the_drawn_tree() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import tokenizers
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -17,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-__all__ = ["CONFIGS", "save"]
+__all__ = ["CONFIGS", "save", "save_words"]
 
 SIZES = {
     "vocab_size": 199,
@@ -92,3 +93,12 @@ def save(name: str, folder: Path, **save_options: object) -> PreTrainedModel:
 def hash_of(name: str) -> int:
     """A seed that does not change between processes."""
     return sum(ord(letter) * (index + 1) for index, letter in enumerate(name))
+
+
+def save_words(folder: Path, words: Sequence[str] = ()) -> None:
+    """A tokenizer whose tokens are these words, or as many made-up ones as the vocabulary has."""
+    words = words or [f"t{number}" for number in range(int(str(SIZES["vocab_size"])))]
+    model = tokenizers.models.BPE({word: number for number, word in enumerate(words)}, [])
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -62,6 +62,8 @@ def random_setup(random: Random) -> Setup:
         reserve_whole=random.random() < 0.1,
         depth=random.choice([0, 1]),
         num_drafts=random.choice([0, 0, 3]),
+        lookahead=random.choice([0, 3]),
+        max_drafts=random.choice([100, 100, 2]),
         needs_host_tokens=random.random() < 0.3,
         error_tokens=frozenset({3}) if random.random() < 0.1 else frozenset(),
     )

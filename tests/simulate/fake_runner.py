@@ -59,9 +59,10 @@ class _Known:
 class FakeRunner:
     """`launch` runs a step as far as the device would, `collect` hands over the oldest result.
 
-    With `num_drafts` it proposes that many after each sample, some of the first ones right. A row that samples one of
-    `errors` fails. `salts` tells the salt of a sequence: a real runner has no use for it, this one stores it with the
-    content.
+    With `num_drafts` it proposes that many after each sample, some of the first ones right; as a second model would, it
+    then uses up to `lookahead` slots past the known tokens, where the sequence has blocks for them. A row that samples
+    one of `errors` fails. `salts` tells the salt of a sequence: a real runner has no use for it, this one stores it
+    with the content.
     """
 
     def __init__(
@@ -70,13 +71,18 @@ class FakeRunner:
         max_num_seqs: int,
         max_tokens: int,
         *,
+        max_blocks: int = 1 << 30,
         num_drafts: int = 0,
+        lookahead: int = 0,
         errors: frozenset[int] = frozenset(),
     ) -> None:
         self.kv = kv
         self.max_num_seqs = max_num_seqs
         self.max_tokens = max_tokens
+        self.max_blocks = max_blocks  # entries that a row of its block tables holds
         self.num_drafts = num_drafts
+        self.lookahead = lookahead
+        self.num_ahead = 0  # slots that were there when looked ahead
         self.error_tokens = errors  # a row that samples one of these fails
         self.memory: dict[tuple[int, int], tuple[int, int]] = {}  # block, offset -> group, content
         self.known: dict[int, _Known] = {}
@@ -104,6 +110,7 @@ class FakeRunner:
             table = self.known[update.seq_id].tables[update.group]
             assert 0 <= update.start <= len(table), "a hole in a block table"
             table[update.start : update.start + len(update.block_ids)] = update.block_ids
+            assert len(table) <= self.max_blocks, "a table is longer than the longest sequence"
         used: list[tuple[int, set[int]]] = []
         for row in plan.rows:
             self._write(row)
@@ -278,12 +285,26 @@ class FakeRunner:
         """Some right tokens, then wrong ones; how many depends on the sequence's tokens."""
         if not self.num_drafts:
             return ()
+        self._look_ahead(seq)
         num_right = _hash(f"{seq.token_ids}|right") % (self.num_drafts + 1)
         drafts: list[int] = []
         for i in range(self.num_drafts):
             token = self._next(seq, drafts)
             drafts.append(token if i < num_right else (token + 1) % VOCAB)
         return tuple(drafts)
+
+    def _look_ahead(self, seq: _Known) -> None:
+        """A second model stores the newest token and drafts: nobody else may use these slots."""
+        size = self.kv.block_size
+        full = [g for g, group in enumerate(self.kv.groups) if group.window is None]
+        for group in full[:1]:
+            table = seq.tables[group]
+            for position in range(len(seq.token_ids) - 1, len(seq.token_ids) + self.lookahead - 1):
+                if position // size < len(table) and table[position // size]:
+                    block = self.kv.pool.blocks[table[position // size]]
+                    assert block.num_refs == 1, "a block to draft in is shared"
+                    assert block.key is None, "a block to draft in is published"
+                    self.num_ahead += 1
 
 
 def _hash(text: str) -> int:

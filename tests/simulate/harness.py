@@ -36,6 +36,8 @@ class Setup:
     reserve_whole: bool = False
     depth: int = 0
     num_drafts: int = 0
+    lookahead: int = 0
+    max_drafts: int = 100
     needs_host_tokens: bool = False
     error_tokens: frozenset[int] = frozenset()
     compaction: CompactionRule | None = None
@@ -83,6 +85,8 @@ class Simulation:
             max_model_len=setup.max_model_len,
             needs_host_tokens=setup.needs_host_tokens,
             reserve_whole=setup.reserve_whole,
+            lookahead_tokens=setup.lookahead,
+            max_drafts_per_step=setup.max_drafts,
         )
         self.scheduler = scheduler_class(
             limits,
@@ -96,7 +100,9 @@ class Simulation:
             self.kv,
             setup.max_num_seqs,
             setup.max_tokens,
+            max_blocks=-(-setup.max_model_len // setup.block_size),
             num_drafts=setup.num_drafts,
+            lookahead=setup.lookahead,
             errors=setup.error_tokens,
         )
         self.runner.max_len = self.scheduler.max_len
@@ -131,6 +137,7 @@ class Simulation:
         self.clock.advance(0.01)
         plan = self.scheduler.plan(self.clock.now())
         if plan is not None:
+            assert sum(len(row.drafts) for row in plan.rows) <= self.setup.max_drafts
             self.runner.launch(plan)
             self._check()
         flying = len(self.runner.flying)

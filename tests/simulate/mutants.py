@@ -377,3 +377,19 @@ def aborted_sequence_keeps_running(patch: pytest.MonkeyPatch) -> None:
             self.running[seq.seq_id] = seq
 
     patch.setattr(Roster, "finish", finish)
+
+
+@mutant
+def look_ahead_past_the_longest(patch: pytest.MonkeyPatch) -> None:
+    def look_ahead(self: Planner, seq: Sequence, num_tokens: int) -> None:
+        ahead = self._limits.lookahead_tokens
+        if ahead and num_tokens >= seq.num_remaining:
+            self._kv.reserve(seq, num_tokens + ahead)
+
+    patch.setattr(Planner, "_look_ahead", look_ahead)
+
+
+@mutant
+def drafts_without_a_limit(patch: pytest.MonkeyPatch) -> None:
+    right = Planner._usable_drafts
+    patch.setattr(Planner, "_usable_drafts", lambda self, seq, spare: right(self, seq, spare + 1))

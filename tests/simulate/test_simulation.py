@@ -42,12 +42,14 @@ def test_the_workloads_reach_what_they_are_meant_to() -> None:
         seen["hit, window"] += stats.prefix_hit_tokens * (case.setup.windows != (None,))
         seen["accepted"] += simulation.runner.num_accepted
         seen["leased"] += sum(sum(stream.num_leased) for stream in simulation.streams.values())
+        seen["looked ahead"] += simulation.runner.num_ahead
+        assert stats.num_accepted_tokens <= stats.num_draft_tokens
         seen["steps"] += stats.steps
         for stream in simulation.streams.values():
             seen[str(stream.finish_reason)] += 1
             seen["prompt logprobs"] += stream.prompt_logprobs is not None
     assert seen["steps"] > 1000
-    for what in ("preempted", "preempted, overlapped", "hit", "hit, window", "accepted", "leased",
+    for what in ("preempted", "preempted, overlapped", "hit", "hit, window", "accepted", "leased", "looked ahead",
                  "prompt logprobs", "stop", "length", "abort", "error"):  # fmt: skip
         assert seen[what] >= 5, f"{what}: {seen[what]}"
 
@@ -63,6 +65,7 @@ def test_depth_and_drafts_and_chunks_do_not_change_tokens(seed: int) -> None:
     outputs = []
     for changes in (
         {}, {"depth": 1}, {"num_drafts": 3}, {"depth": 1, "num_drafts": 3, "needs_host_tokens": True},
+        {"num_drafts": 3, "lookahead": 3}, {"num_drafts": 3, "lookahead": 3, "max_drafts": 2},
         {"max_tokens": 200}, {"chunked": False}, {"prefix_cache": False}, {"num_blocks": 100},
         {"max_num_seqs": 1}, {"policy": "priority"},
     ):  # fmt: skip

@@ -16,7 +16,7 @@ from nonet.config.options import Option, options, sections
 __all__ = ["ENGINE", "JsonFlag", "configured"]
 
 # What an engine in this process needs; the server's own options are for `serve` alone.
-ENGINE = ("model", "cache", "scheduler", "runtime", "lora")
+ENGINE = ("model", "cache", "scheduler", "speculation", "runtime", "lora")
 
 JsonFlag = Annotated[bool, Parameter(help="print JSON", negative=(), show_default=False)]
 

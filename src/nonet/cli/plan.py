@@ -46,7 +46,7 @@ def _choices(resolved: Resolved, sources: dict[str, str]) -> list[tuple[str, str
     keys = {row.name: row.key for row in options().values()}
     rows = []
     for name in (field.name for field in fields(Resolved)):
-        if name in ("model_path", "memory", "reasons", "groups", "adapters"):
+        if name in ("model_path", "memory", "reasons", "groups", "adapters", "speculation"):
             continue
         source = sources.get(keys.get(name, ""))
         why = resolved.reasons.get(name) or (f"set by {source}" if source else "default")
@@ -54,9 +54,22 @@ def _choices(resolved: Resolved, sources: dict[str, str]) -> list[tuple[str, str
     rows.append(("groups", str(len(resolved.groups)), resolved.reasons["groups"]))
     slots = "no" if resolved.adapters is None else f"{resolved.adapters.num_slots} slots"
     rows.append(("adapters", slots, resolved.reasons.get("adapters", "default")))
+    rows += _speculation(resolved)
     known = {name for name, _, _ in rows}
     rows += [(name, "", why) for name, why in resolved.reasons.items() if name not in known]
     return rows
+
+
+def _speculation(resolved: Resolved) -> list[tuple[str, str, str]]:
+    ahead = resolved.speculation
+    if ahead is None:
+        return []
+    most = f"at most {ahead.max_drafts} tokens of a sequence, {ahead.max_drafts_per_step} in a step"
+    why = resolved.reasons.get("speculation", "needs no memory worth counting")
+    return [
+        ("speculation", ahead.speculate, why),
+        ("draft_length", ahead.draft_length, most),
+    ]
 
 
 def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
@@ -75,6 +88,7 @@ def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
             f"{resolved.kv_format}, {resolved.num_blocks} blocks of {show_bytes(page)} and the null block; "
             f"{tokens} tokens where every layer keeps them all",
         ),
+        *_second_model(resolved),
         ("workspace", show_bytes(plan["workspace_bytes"]), "activations, logits, rotary tables"),
         *_adapter_memory(resolved),
         ("left free", show_bytes(plan["free_bytes"]), f"on {resolved.device}"),
@@ -86,3 +100,11 @@ def _adapter_memory(resolved: Resolved) -> list[tuple[str, str, str]]:
         return []
     slots = resolved.adapters.num_slots
     return [("adapters", show_bytes(resolved.adapters.slot_bytes), f"{slots} slots")]
+
+
+def _second_model(resolved: Resolved) -> list[tuple[str, str, str]]:
+    second = resolved.speculation.second_model if resolved.speculation else None
+    if second is None:
+        return []
+    held = f"{second.weight_format}, {resolved.dtype}; its KV is in the blocks above"
+    return [("second model", show_bytes(resolved.memory.second_model_bytes), held)]

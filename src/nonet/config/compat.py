@@ -51,6 +51,15 @@ CONFLICTS = (
         "the Triton kernels have no products of integers",
         "use weight_format fp8",
     ),
+    *(
+        Conflict(
+            ("speculate", "draft_model"),
+            ("kv_prune", pruner),
+            "the draft model reads its KV through the target's block tables, and pruning moves their entries",
+            "use speculate prompt_lookup",
+        )
+        for pruner in ("recent", "snapkv")
+    ),
 )
 
 

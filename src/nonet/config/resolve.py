@@ -7,6 +7,7 @@ from typing import Any
 
 from nonet.config.adapters import plan_adapters
 from nonet.config.computation import choose_computation
+from nonet.config.defaults import DEFAULTS
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
 from nonet.config.memory import (
@@ -17,50 +18,13 @@ from nonet.config.memory import (
 )
 from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
 from nonet.config.schema import Config
+from nonet.config.speculation import Speculation, StepSizes, plan_speculation, taken_by
 from nonet.core.catalogue import Catalogue
 from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
 
-__all__ = ["DEFAULTS", "Defaults", "resolve"]
+__all__ = ["resolve"]
 
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """Sizes that depend on the device only, with the reason for each."""
-
-    block_size: int
-    max_num_seqs: int
-    max_tokens_per_step: int
-    memory_fraction: float
-    reasons: dict[str, str]
-
-
-DEFAULTS = {
-    "cpu": Defaults(
-        block_size=16,
-        max_num_seqs=64,
-        max_tokens_per_step=512,
-        memory_fraction=0.5,
-        reasons={
-            "block_size": "the least that the kernels take, so the last block of a sequence wastes least",
-            "max_num_seqs": "on a CPU matrix products gain little from more rows",
-            "max_tokens_per_step": "a step stays under about a second, so running streams are not held up",
-            "memory_fraction": "half of the free memory: other programs share it",
-        },
-    ),
-    "cuda": Defaults(
-        block_size=64,
-        max_num_seqs=256,
-        max_tokens_per_step=8192,
-        memory_fraction=0.9,
-        reasons={
-            "block_size": "attention reads longer runs of a sequence at a time than with small blocks",
-            "max_num_seqs": "decode is bound by reading the weights, which all sequences of a step share",
-            "max_tokens_per_step": "enough tokens to be bound by arithmetic, in tens of milliseconds",
-            "memory_fraction": "nine tenths of the free memory: this model has the GPU to itself",
-        },
-    ),
-}  # fmt: skip
 
 # Below this an automatic context length is refused: too short to be of use, so memory is what must be mended.
 MIN_AUTO_CONTEXT = 256
@@ -74,11 +38,12 @@ def resolve(
     *,
     model_path: str | None = None,
     kv_format: EntryFormat | None = None,
+    speculation: Speculation | None = None,
 ) -> Resolved:
     """The engine's plan for this model on this machine. Reads no weights.
 
-    `model_path` is where the model argument was found; the argument itself when not given. ConfigError says in one
-    sentence why a configuration cannot run, and what to change.
+    `model_path` is where the model argument was found (by default the argument itself), `speculation` what the proposer
+    that is named asks for. ConfigError says in one sentence why a configuration cannot run, and what to change.
     """
     why: dict[str, str] = {}
     path = config.model.model if model_path is None else model_path
@@ -89,11 +54,14 @@ def resolve(
     num_seqs, step_tokens = _step_limits(config, spec, device, why)
     groups = _groups(config, spec, why)
     longest = config.model.max_model_len or spec.max_position
-    workspace = workspace_bytes(spec, step_tokens, num_seqs, longest)
+    sizes = StepSizes(block_size, num_seqs, step_tokens, longest)
+    ahead = plan_speculation(speculation, spec, groups, sizes, how, why)
+    beside = taken_by(ahead)
+    workspace = workspace_bytes(spec, step_tokens, num_seqs + beside.num_rows, longest)
     adapters = plan_adapters(config, spec, dtype, why)
-    used = how.weight_bytes + workspace + (adapters.slot_bytes if adapters else 0)
-    free = _free_bytes(config, machine, device, used, dtype, weight_format)
-    page = kv_bytes_per_block(spec, groups, block_size, dtype, kv_format)
+    parts = (how.weight_bytes, workspace, beside.num_bytes, adapters.slot_bytes if adapters else 0)
+    free = _free_bytes(config, machine, device, sum(parts), dtype, weight_format)
+    page = beside.bytes_per_block + kv_bytes_per_block(spec, groups, block_size, dtype, kv_format)
     shape = _CacheShape(groups, block_size, step_tokens, page)
     num_blocks = _num_blocks(config, device, shape, free, longest, num_seqs, why)
     max_model_len = _max_model_len(config, spec, shape, num_blocks, free, why)
@@ -115,22 +83,26 @@ def resolve(
         groups=groups,
         max_num_seqs=num_seqs,
         max_tokens_per_step=step_tokens,
-        memory=_memory(how.weight_bytes, workspace, free, page, num_blocks),
+        memory=_memory_plan(how.weight_bytes, beside.num_bytes, workspace, free, page, num_blocks),
         adapters=adapters,
+        speculation=ahead,
         reasons=why,
         max_leased_blocks=_max_leased(config, num_blocks, shape.blocks(max_model_len)),
         **_as_given(config),
     )
 
 
-def _memory(weights: int, workspace: int, free: int, page: int, num_blocks: int) -> MemoryPlan:
-    kv = (num_blocks + 1) * page
+def _memory_plan(
+    weights: int, beside: int, workspace: int, free: int, page: int, num_blocks: int
+) -> MemoryPlan:
+    kv_bytes = (num_blocks + 1) * page  # with the null block
     return MemoryPlan(
         weight_bytes=weights,
         kv_bytes_per_block=page,
-        kv_bytes=kv,
+        kv_bytes=kv_bytes,
         workspace_bytes=workspace,
-        free_bytes=free - kv,
+        free_bytes=free - kv_bytes,
+        second_model_bytes=beside,
     )
 
 

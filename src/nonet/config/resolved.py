@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["AdapterPlan", "CacheGroup", "MemoryPlan", "Resolved"]
+__all__ = [
+    "AdapterPlan",
+    "CacheGroup",
+    "MemoryPlan",
+    "Resolved",
+    "SecondModelPlan",
+    "SpeculationPlan",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,31 @@ class MemoryPlan:
     kv_bytes: int
     workspace_bytes: int
     free_bytes: int
+    second_model_bytes: int = 0  # weights and workspace; its KV is part of kv_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondModelPlan:
+    """A model that runs beside the first on the same sequences, in the same blocks."""
+
+    model_path: str
+    weight_format: str
+    weight_bytes: int
+    workspace_bytes: int
+    kv_bytes_per_block: int
+    group: int  # the cache group whose block tables it shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationPlan:
+    """How tokens are guessed, and what that takes."""
+
+    speculate: str  # spec string of a proposer
+    draft_length: str  # spec string of a length rule
+    max_drafts: int  # for one sequence
+    max_drafts_per_step: int  # over all sequences
+    lookahead_tokens: int  # KV slots past a row's own tokens
+    second_model: SecondModelPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,4 +101,5 @@ class Resolved:
     memory: MemoryPlan
     kv_prune: str | None = None  # spec string of a KV pruner
     adapters: AdapterPlan | None = None  # None: no adapters are served
+    speculation: SpeculationPlan | None = None
     reasons: dict[str, str] = field(default_factory=dict)

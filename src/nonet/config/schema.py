@@ -18,6 +18,7 @@ __all__ = [
     "RuntimeConfig",
     "SchedulerConfig",
     "ServerConfig",
+    "SpeculationConfig",
 ]
 
 
@@ -113,6 +114,19 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationConfig:
+    """Tokens guessed ahead, which steps verify."""
+
+    speculate: Annotated[
+        str | None,
+        Doc("how tokens are guessed: prompt_lookup, or draft_model:model=NAME; none when unset"),
+    ] = None
+    draft_length: Annotated[
+        str, Doc("how many guesses are verified: adaptive (as many as pay) or fixed")
+    ] = "adaptive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
     """Device, kernels and threads."""
 
@@ -201,6 +215,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

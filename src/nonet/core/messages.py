@@ -84,6 +84,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int
     kernels: str
     attention: str
+    speculation: str = ""  # how tokens are guessed; empty for not at all
     reasons: dict[str, str] = {}  # automatic choice -> why
     threads: int = 1
     load_s: float = 0.0
@@ -113,6 +114,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     peak_blocks: int = 0  # most blocks that sequences held at once
     busy_s: float = 0.0  # seconds in which a step ran
     recorded_steps: int = 0  # steps that replayed a recording
+    num_drafts: int = 0  # runs of drafted tokens that were verified
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_per_position: list[int] = []  # [i]: runs of which the first i + 1 tokens stood
     integrity_error: str | None = None  # what check_integrity said when the engine last went idle
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from nonet.config.resolved import Resolved
+from nonet.config.resolved import CacheGroup, Resolved, SecondModelPlan
 from nonet.core.clock import MonotonicClock
 from nonet.core.messages import EngineInfo
 from nonet.core.model_spec import ModelSpec
@@ -37,6 +37,7 @@ from nonet.runner.batch import StepBuffers
 from nonet.runner.compactor import Compactor
 from nonet.runner.executor import LocalExecutor
 from nonet.runner.runner import Runner
+from nonet.runner.second_model import SideModel
 from nonet.runner.sequences import SequenceTable
 from nonet.sampling.processors.grammar import GrammarMask
 from nonet.sampling.sampler import Sampler
@@ -44,6 +45,9 @@ from nonet.scheduler.batching import BATCHINGS
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
+from nonet.speculate import build_proposer
+from nonet.speculate.base import Proposer, Services
+from nonet.speculate.cost import measure_cost
 from nonet.text.tokenizer import load_tokenizer
 from nonet.weights.base import WeightSource
 from nonet.weights.dummy import DummySource
@@ -79,6 +83,7 @@ def build_engine(
     compiler = make_compiler(resolved, spec)
     device_side = _device_side(resolved, spec, ops, model, compiler, pruner, adapters)
     kv = _kv_cache(resolved, pruner)
+    ahead = resolved.speculation
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
         max_tokens_per_step=resolved.max_tokens_per_step,
@@ -86,6 +91,9 @@ def build_engine(
         max_waiting=resolved.max_waiting,
         max_model_len=resolved.max_model_len,
         reserve_whole=resolved.kv_reservation == "worst_case",
+        needs_host_tokens=ahead is not None,  # drafts are made on the host, after the last token
+        lookahead_tokens=ahead.lookahead_tokens if ahead else 0,
+        max_drafts_per_step=ahead.max_drafts_per_step if ahead else 1,
     )
     clock = MonotonicClock()
     scheduler = Scheduler(
@@ -197,33 +205,93 @@ def _device_side(
         resolved.block_size,
         None if resolved.kv_format == resolved.dtype else KV_FORMATS.build(resolved.kv_format),
     )
-    max_blocks = -(-resolved.max_model_len // resolved.block_size)
-    buffers = StepBuffers(
+    ahead = resolved.speculation
+    drafts = ahead.max_drafts_per_step if ahead else 0
+    num_groups = len(resolved.groups)
+    buffers = _buffers(resolved, storage, ops, num_groups, resolved.max_num_seqs + drafts)
+    plain = ops
+    if adapters is not None:
+        adapters.ops.rows = buffers.adapters
+        ops = adapters.ops
+    recording = _recording(resolved, model, buffers, ops)
+    masking = GrammarMask(spec.vocab_size, compiler)
+    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking])
+    adapter_slot = adapters.slot_of if adapters is not None else None
+    sequences = SequenceTable(
+        resolved.max_num_seqs, _max_blocks(resolved), num_groups, adapter_slot
+    )
+    proposer = build_proposer(ahead.speculate, ahead.draft_length) if ahead else None
+    compactor = None if pruner is None else Compactor(pruner, spec, ops, storage)
+    runner = Runner(model, buffers, sequences, sampler, recording, compactor, proposer)
+    if ahead is not None and proposer is not None:
+        second = None
+        if ahead.second_model is not None:
+            second = _second_model(resolved, ahead.second_model, plain, sequences, sampler)
+        most = min(buffers.max_rows, resolved.max_tokens_per_step, resolved.max_model_len)
+        proposer.start(_services(proposer, runner, second, most))
+    return _DeviceSide(runner, recording)
+
+
+def _services(
+    proposer: Proposer, runner: Runner, second: SideModel | None, most_tokens: int
+) -> Services:
+    """What the proposer needs; steps of up to `most_tokens` tokens are timed."""
+    if not proposer.needs.step_costs:
+        return Services(second_model=second)
+    return Services(
+        target_cost=measure_cost(runner.time_step, most_tokens),
+        second_cost=measure_cost(second.time_step, second.max_rows) if second else None,
+        second_model=second,
+    )
+
+
+def _second_model(
+    resolved: Resolved,
+    plan: SecondModelPlan,
+    ops: Ops,
+    sequences: SequenceTable,
+    sampler: Sampler,
+) -> SideModel:
+    path = Path(plan.model_path)
+    spec = read_spec(path)
+    source = DummySource(spec, resolved.seed + 1) if resolved.dummy_weights else open_weights(path)
+    model = load_model(source, spec, ops, plan.weight_format, resolved.max_model_len)
+    groups = (CacheGroup(tuple(range(spec.num_layers)), None),)
+    storage = KVStorage(spec, groups, ops, resolved.num_blocks, resolved.block_size)
+    buffers = _buffers(resolved, storage, ops, 1, resolved.max_num_seqs)
+    recording = _recording(resolved, model, buffers, ops)
+    tables = sequences.only(plan.group)
+    return SideModel(
+        model, buffers, tables, sampler, recording, resolved.block_size, resolved.num_blocks
+    )
+
+
+def _buffers(
+    resolved: Resolved, storage: KVStorage, ops: Ops, num_groups: int, max_rows: int
+) -> StepBuffers:
+    return StepBuffers(
         storage,
         block_size=resolved.block_size,
         max_tokens=resolved.max_tokens_per_step,
         max_num_seqs=resolved.max_num_seqs,
-        max_rows=resolved.max_num_seqs,
-        max_blocks=max_blocks,
-        num_groups=len(resolved.groups),
+        max_rows=max_rows,
+        max_blocks=_max_blocks(resolved),
+        num_groups=num_groups,
         device=ops.device,
     )
-    if adapters is not None:
-        adapters.ops.rows = buffers.adapters
-        ops = adapters.ops
-    recording = None
-    if resolved.recording:
-        with torch.inference_mode():
-            recording = ops.record(
-                lambda shape: model.forward(buffers.step(shape)), buffers.largest
-            )
-    masking = GrammarMask(spec.vocab_size, compiler)
-    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking])
-    adapter_slot = adapters.slot_of if adapters is not None else None
-    num_groups = len(resolved.groups)
-    sequences = SequenceTable(resolved.max_num_seqs, max_blocks, num_groups, adapter_slot)
-    compactor = None if pruner is None else Compactor(pruner, spec, ops, storage)
-    return _DeviceSide(Runner(model, buffers, sequences, sampler, recording, compactor), recording)
+
+
+def _max_blocks(resolved: Resolved) -> int:
+    return -(-resolved.max_model_len // resolved.block_size)
+
+
+def _recording(
+    resolved: Resolved, model: Decoder, buffers: StepBuffers, ops: Ops
+) -> Recording | None:
+    if not resolved.recording:
+        return None
+    with torch.inference_mode():
+        return ops.record(lambda shape: model.forward(buffers.step(shape)), buffers.largest)
 
 
 def _info(
@@ -241,6 +309,7 @@ def _info(
         kv_tokens=resolved.num_blocks * resolved.block_size // smallest,
         kernels=ops.name,
         attention=ops.name + (" (recorded)" if recorded else ""),
+        speculation=resolved.speculation.speculate if resolved.speculation else "",
         reasons=resolved.reasons,
         threads=resolved.threads,
         load_s=load_s,

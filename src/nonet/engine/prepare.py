@@ -12,6 +12,7 @@ from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
 from nonet.core.model_spec import GenerationDefaults, ModelSpec
 from nonet.core.sampling_params import SamplingParams
+from nonet.engine.speculation import read_speculation
 from nonet.kv.format import KV_FORMATS
 from nonet.quant.formats import WEIGHT_FORMATS
 from nonet.text.chat_template import ChatTemplate
@@ -37,6 +38,7 @@ def resolve_config(config: Config) -> tuple[Resolved, ModelSpec]:
         WEIGHT_FORMATS,
         model_path=str(path),
         kv_format=None if entries == "auto" else KV_FORMATS.build(entries),
+        speculation=read_speculation(config, path),
     )
     return plan, spec
 

@@ -2,15 +2,18 @@
 
 A row that brings drafts is sampled at each of its positions. A draft stands while it equals the token sampled there:
 for drafts without a distribution of their own this is the exact rejection rule (arXiv 2211.17192 with a one-hot q),
-and with position-keyed random streams the tokens are those of an undrafted run.
+and with position-keyed random streams the tokens are those of an undrafted run. For others the sampler applies the rule
+itself. After sampling a proposer, if there is one, drafts for the next step; distributions never leave the runner.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import torch
 
 from nonet.core.outputs import TokenLogprob
@@ -20,10 +23,13 @@ from nonet.layers.forward_step import ForwardStep
 from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
 from nonet.runner.compactor import Compactor
-from nonet.runner.sequences import SequenceTable
+from nonet.runner.rehearsal import time_step
+from nonet.runner.sequences import LiveSequence, SequenceTable
 from nonet.runner.tap import LogitsTap
+from nonet.sampling.acceptance.rejection import Drafted
 from nonet.sampling.logprobs import prompt_logprobs
 from nonet.sampling.sampler import Sampled, Sampler, SampleRow
+from nonet.speculate.base import NO_DRAFT, Context, Outcome, Proposer
 
 __all__ = ["Runner", "RunnerTimes"]
 
@@ -39,6 +45,7 @@ class RunnerTimes:
     forward_s: float = 0.0
     sample_s: float = 0.0
     recorded_steps: int = 0
+    propose_s: float = 0.0
 
 
 class Runner:
@@ -52,15 +59,23 @@ class Runner:
         sampler: Sampler,
         recording: Recording | None,
         compactor: Compactor | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         self._model = model
         self._buffers = buffers
         self._sequences = sequences
         self._sampler = sampler
+        self._proposer = proposer
         self.recording = recording
         self._compactor = compactor
         self.tap: LogitsTap | None = None
         self.times = RunnerTimes()
+
+    def time_step(self, num_tokens: int) -> float:
+        """Seconds of a forward pass of that many tokens, all sampled; before the first request."""
+        seconds = time_step(self._logits, self._sequences, num_tokens)
+        self.times = RunnerTimes()
+        return seconds
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -87,10 +102,14 @@ class Runner:
         self._show(plan.rows, logits)
         sampled = self._sample(plan.rows, logits)
         result = self._results(plan, sampled, prompt)
+        sampled_at = time.perf_counter()
+        if self._proposer is not None:
+            result = self._propose(self._proposer, plan.rows, result)
         done = time.perf_counter()
         self.times.prepare_s += prepared - began
         self.times.forward_s += forwarded - prepared
-        self.times.sample_s += done - forwarded
+        self.times.sample_s += sampled_at - forwarded
+        self.times.propose_s += done - sampled_at
         return result
 
     def _take_changes(self, plan: StepPlan) -> None:
@@ -98,8 +117,13 @@ class Runner:
             slot = self._sequences.remove(seq_id)
             if slot is not None:
                 self._sampler.remove(slot)
+                if self._proposer is not None:
+                    self._proposer.remove(slot)
         for new in plan.new:
-            self._sampler.add(self._sequences.add(new).slot, new)
+            slot = self._sequences.add(new).slot
+            self._sampler.add(slot, new)
+            if self._proposer is not None:
+                self._proposer.add(slot, new)
         for update in plan.tables:
             self._sequences.update_table(update)
 
@@ -123,6 +147,9 @@ class Runner:
                 self.tap(row.seq_id, row.start + row.num_tokens, mine)
             first += row.num_samples
 
+    def _logits(self, rows: Sequence[Row]) -> torch.Tensor | None:
+        return self._forward(*self._buffers.fill(rows, self._sequences))
+
     def _sample(self, rows: Sequence[Row], logits: torch.Tensor | None) -> list[Sampled]:
         wanted = [
             SampleRow(
@@ -135,7 +162,20 @@ class Runner:
         ]
         if not wanted or logits is None:
             return []
-        return self._sampler.sample(logits, wanted)
+        return self._sampler.sample(logits, wanted, self._drafted(rows))
+
+    def _drafted(self, rows: Sequence[Row]) -> dict[int, Drafted]:
+        """By number, the rows of logits whose token was drafted from a distribution."""
+        found: dict[int, Drafted] = {}
+        first = 0
+        for row in rows:
+            if row.drafts:
+                draft = self._sequences[row.seq_id].draft.cut(len(row.drafts))
+                assert not draft.distributions or draft.token_ids == row.drafts
+                for place, distribution in enumerate(draft.distributions):
+                    found[first + place] = Drafted(row.drafts[place], distribution)
+            first += row.num_samples
+        return found
 
     def _results(
         self, plan: StepPlan, sampled: list[Sampled], prompt: dict[int, list[TokenLogprob]]
@@ -172,6 +212,33 @@ class Runner:
             num_accepted=max(0, len(kept) - 1),
         )
 
+    def _propose(self, proposer: Proposer, rows: Sequence[Row], result: StepResult) -> StepResult:
+        """The result with drafts for the next step."""
+        outcomes: list[Outcome] = []
+        contexts: list[Context] = []
+        for row, outcome in zip(rows, result.rows, strict=True):
+            sequence = self._sequences[row.seq_id]
+            sequence.draft = NO_DRAFT
+            if outcome.error is not None:
+                continue
+            if row.drafts:
+                outcomes.append(Outcome(sequence.slot, len(row.drafts), outcome.num_accepted))
+            room = min(proposer.needs.max_drafts, _still_wanted(sequence))
+            is_sampled = row.num_samples > 0
+            contexts.append(
+                Context(row.seq_id, sequence.slot, sequence.token_ids, is_sampled, room)
+            )
+        proposer.observe(outcomes)
+        drafts = dict(zip([c.seq_id for c in contexts], proposer.propose(contexts), strict=True))
+        with_drafts: list[RowResult] = []
+        for outcome in result.rows:
+            draft = drafts.get(outcome.seq_id, NO_DRAFT)
+            if draft.token_ids:
+                self._sequences[outcome.seq_id].draft = draft
+                outcome = msgspec.structs.replace(outcome, drafts=draft.token_ids)
+            with_drafts.append(outcome)
+        return StepResult(step_id=result.step_id, rows=with_drafts)
+
     def _prompt_logprobs(
         self, rows: Sequence[Row], hidden: torch.Tensor
     ) -> dict[int, list[TokenLogprob]]:
@@ -195,3 +262,11 @@ class Runner:
                 found[row.seq_id] = mine
             first += row.num_tokens + len(row.drafts)
         return found
+
+
+def _still_wanted(sequence: LiveSequence) -> int:
+    """Tokens that the sequence may still get besides the one that every step brings."""
+    most = sequence.params.max_tokens
+    if most is None:
+        return sys.maxsize
+    return max(0, sequence.num_prompt + most - len(sequence.token_ids) - 1)

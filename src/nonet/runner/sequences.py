@@ -5,6 +5,7 @@ A slot is a small number, 0 to max_num_seqs - 1, that indexes every per-sequence
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import BlockTableUpdate, NewSequence
+from nonet.speculate.base import NO_DRAFT, Draft
 
 __all__ = ["LiveSequence", "SequenceTable"]
 
@@ -25,6 +27,9 @@ class LiveSequence:
     num_prompt: int
     params: SamplingParams
     adapter: int = 0  # slot of its adapter, 0 for none
+    draft: Draft = (
+        NO_DRAFT  # proposed after the last step; the next one may verify a beginning of it
+    )
 
 
 class SequenceTable:
@@ -52,6 +57,12 @@ class SequenceTable:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def only(self, group: int) -> SequenceTable:
+        """The same live sequences, with the table of one group alone."""
+        view = copy.copy(self)
+        view.tables = [self.tables[group]]
+        return view
 
     def add(self, new: NewSequence) -> LiveSequence:
         """Give the sequence a slot with empty tables."""

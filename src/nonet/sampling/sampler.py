@@ -10,7 +10,7 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,6 +18,7 @@ import torch
 
 from nonet.core.outputs import TokenLogprob
 from nonet.core.step import NewSequence
+from nonet.sampling.acceptance.rejection import NOTHING_DRAFTED, Drafted, accept
 from nonet.sampling.logprobs import LogprobTensors, measure
 from nonet.sampling.processors import (
     PROCESSOR_ORDER,
@@ -123,14 +124,25 @@ class Sampler:
             truncation.remove(slot)
         self._slots[slot] = None
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-        (
-            """A token for each row of logits [R, V] (float32, may be overwritten). Waits for the device at the end."""
-            ""
-        )
-        return self.read(self.sample_on_device(logits, rows), rows)
+    def sample(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        drafted: Mapping[int, Drafted] = NOTHING_DRAFTED,
+    ) -> list[Sampled]:
+        """A token for each row of logits [R, V] (float32, may be overwritten). Waits for the device at the end.
 
-    def sample_on_device(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> DeviceSamples:
+        `drafted` has, by number, the rows whose token was guessed from a distribution: it is taken or replaced by the
+        exact rejection rule.
+        """
+        return self.read(self.sample_on_device(logits, rows, drafted), rows)
+
+    def sample_on_device(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        drafted: Mapping[int, Drafted] = NOTHING_DRAFTED,
+    ) -> DeviceSamples:
         """As `sample`, without waiting for the device; `read` fetches the result."""
         with torch.inference_mode():
             slots = [self._slot(row.slot) for row in rows]
@@ -138,7 +150,7 @@ class Sampler:
             raw = _unshaped(logits, wanted, slots) if wanted else None
             faults: dict[int, str] = {}
             best_ids, is_finite = self._shape(logits, rows, slots, faults)
-            ids = self._draw(logits, rows, slots, best_ids)
+            ids = self._draw(logits, rows, slots, best_ids, drafted)
             found = None
             if raw is not None:
                 count = max(slots[i].num_logprobs or 0 for i in wanted)
@@ -172,22 +184,30 @@ class Sampler:
             best_ids, _ = self._shape(logits, rows, slots)
             result = torch.zeros_like(logits).scatter_(1, best_ids[:, None], 1.0)
             random = [i for i, slot in enumerate(slots) if slot.is_random]
-            if not random:
-                return result
-            weights = self._softmax(logits, random)
-            result[random] = weights
-            cut = [i for i in random if slots[i].is_cut]
-            if cut:
-                part = _part(weights, random, cut)
-                at = torch.tensor(cut, device=self._device)
-                self._truncate(
-                    part,
-                    [rows[i].slot for i in cut],
-                    lambda ranking, kept, which: result.index_copy_(
-                        0, at[which], ranking.distribution(kept)
-                    ),
-                )
+            if random:
+                result[random] = self._final(logits, rows, slots, random)
             return result
+
+    def draft(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Drafted | None]:
+        """A guess for each row from another model's logits [R, V] (may be overwritten), shaped as `sample` shapes them.
+
+        None for a row without finite logits. Waits for the device at the end.
+        """
+        with torch.inference_mode():
+            slots = [self._slot(row.slot) for row in rows]
+            ids, is_finite = self._shape(logits, rows, slots)
+            random = [i for i, slot in enumerate(slots) if slot.is_random]
+            distributions: dict[int, torch.Tensor] = {}
+            if random:
+                final = self._final(logits, rows, slots, random)
+                drawn = draw(final, self._uniforms(rows, slots, random, Purpose.DRAFT))
+                ids = ids.index_copy(0, torch.tensor(random, device=self._device), drawn)
+                distributions = dict(zip(random, final, strict=True))
+            chosen = torch.where(is_finite, ids, -1).tolist()
+            return [
+                Drafted(token_id, distributions.get(i)) if token_id >= 0 else None
+                for i, token_id in enumerate(chosen)
+            ]
 
     def _slot(self, slot: int) -> _Slot:
         state = self._slots[slot]
@@ -224,15 +244,15 @@ class Sampler:
         rows: Sequence[SampleRow],
         slots: Sequence[_Slot],
         best_ids: torch.Tensor,
+        drafted: Mapping[int, Drafted],
     ) -> torch.Tensor:
         """Ids [R]: `best_ids` for greedy rows, drawn ones for the others."""
-        random = [i for i, slot in enumerate(slots) if slot.is_random]
+        if drafted:
+            best_ids = self._verify(logits, rows, slots, best_ids, drafted)
+        random = [i for i, slot in enumerate(slots) if slot.is_random and i not in drafted]
         if not random:
             return best_ids
-        numbers = uniforms(
-            [slots[i].seed for i in random], [rows[i].position for i in random], Purpose.SAMPLE
-        )
-        uniform = torch.from_numpy(numbers).to(self._device)
+        uniform = self._uniforms(rows, slots, random, Purpose.SAMPLE)
         weights = self._softmax(logits, random)
         cut = [i for i in random if slots[i].is_cut]
         uncut = [i for i in random if not slots[i].is_cut]
@@ -251,6 +271,61 @@ class Sampler:
                 ),
             )
         return ids
+
+    def _verify(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        slots: Sequence[_Slot],
+        ids: torch.Tensor,
+        drafted: Mapping[int, Drafted],
+    ) -> torch.Tensor:
+        """`ids` [R] with each drafted token that stands, or what replaces it."""
+        at = list(drafted)
+        drawn_from = [d.distribution for d in drafted.values() if d.distribution is not None]
+        chosen = accept(
+            self._final(logits, rows, slots, at),
+            torch.stack(drawn_from),
+            torch.tensor([drafted[i].token_id for i in at], device=self._device),
+            self._uniforms(rows, slots, at, Purpose.ACCEPT),
+            self._uniforms(rows, slots, at, Purpose.RESIDUAL),
+        )
+        return ids.index_copy(0, torch.tensor(at, device=self._device), chosen)
+
+    def _final(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        slots: Sequence[_Slot],
+        wanted: list[int],
+    ) -> torch.Tensor:
+        """The distributions [W, V] that the rows numbered `wanted`, all of them random, are drawn from."""
+        weights = self._softmax(logits, wanted)
+        result = weights.clone()
+        cut = [place for place, i in enumerate(wanted) if slots[i].is_cut]
+        if cut:
+            at = torch.tensor(cut, device=self._device)
+            self._truncate(
+                weights[at],
+                [rows[wanted[place]].slot for place in cut],
+                lambda ranking, kept, which: result.index_copy_(
+                    0, at[which], ranking.distribution(kept)
+                ),
+            )
+        return result
+
+    def _uniforms(
+        self,
+        rows: Sequence[SampleRow],
+        slots: Sequence[_Slot],
+        wanted: Sequence[int],
+        purpose: Purpose,
+    ) -> torch.Tensor:
+        """A number in [0, 1) for each of the rows numbered `wanted`."""
+        numbers = uniforms(
+            [slots[i].seed for i in wanted], [rows[i].position for i in wanted], purpose
+        )
+        return torch.from_numpy(numbers).to(self._device)
 
     def _softmax(self, logits: torch.Tensor, random: list[int]) -> torch.Tensor:
         """Probabilities of the rows numbered `random`, in the scratch memory."""

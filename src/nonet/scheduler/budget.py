@@ -21,11 +21,13 @@ class SchedulerLimits:
     max_model_len: int  # prompt plus output
     reserve_whole: bool = False  # a sequence takes the blocks of its longest output at its start
     needs_host_tokens: bool = False  # every row waits until the sequence's last one is read
+    lookahead_tokens: int = 0  # slots to reserve past a row's own, where there are blocks to spare
+    max_drafts_per_step: int = 1 << 30  # over all sequences
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, bool) and value < 1:
+            if not isinstance(value, bool) and value < 1 and field.name != "lookahead_tokens":
                 raise ConfigError(f"{field.name} is {value}; give at least 1")
         if self.max_tokens_per_step < self.max_num_seqs:
             raise ConfigError(

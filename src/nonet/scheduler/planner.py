@@ -115,7 +115,8 @@ class Planner:
 
     def _continue_decodes(self, step: PlannedStep, decodes: list[Sequence]) -> None:
         kv, budget = self._kv, step.budget
-        spare = budget.left - len(decodes)  # for drafts, once everyone has one token
+        # For drafts, once everyone has one token.
+        spare = min(budget.left - len(decodes), self._limits.max_drafts_per_step)
         for seq in decodes:
             if seq.status is not Status.RUNNING:  # preempted for one before it
                 continue
@@ -123,9 +124,11 @@ class Planner:
                 drafts = self._usable_drafts(seq, spare)
                 if drafts and kv.reserve(seq, 1 + len(drafts)):
                     spare -= len(drafts)
+                    self._look_ahead(seq, 1 + len(drafts))
                     self._add_row(step, seq, 1, drafts)
                     continue
             if kv.reserve(seq, 1) or self._reserve_by_force(step, seq):
+                self._look_ahead(seq, 1)
                 self._add_row(step, seq, 1)
 
     def _continue_prefill(self, step: PlannedStep, seq: Sequence) -> None:
@@ -141,6 +144,7 @@ class Planner:
         assert reserved, "fit and reserve disagree"
         completes = seq.num_planned + granted == seq.compact_at
         if not completes or self._compact_by_force(step, seq):
+            self._look_ahead(seq, granted)
             self._add_row(step, seq, granted)
 
     def _reserve_by_force(self, step: PlannedStep, seq: Sequence, num_tokens: int = 1) -> bool:
@@ -204,6 +208,7 @@ class Planner:
             step.compactions += compactions
         if self._limits.reserve_whole:
             kv.reserve(seq, seq.max_len - seq.num_planned)  # alone it may be short; it then grows
+        self._look_ahead(seq, granted)
         step.query_tokens += len(seq.token_ids)
         step.hit_tokens += hit.num_tokens
         step.new.append(
@@ -247,6 +252,14 @@ class Planner:
         if rule is None or seq.compact_at is None:
             return 1
         return rule.least(seq.compact_at - seq.num_planned)
+
+    def _look_ahead(self, seq: Sequence, num_tokens: int) -> None:
+        """Room behind the `num_tokens` that were reserved, if there is any and the row reaches the last known token."""
+        ahead = self._limits.lookahead_tokens
+        if ahead and num_tokens >= seq.num_remaining:
+            # Nobody writes behind the longest that the sequence can become.
+            ahead = min(ahead, seq.max_len - seq.num_planned - num_tokens)
+            self._kv.reserve(seq, num_tokens + max(0, ahead))
 
     def _growth(self, seq: Sequence) -> int:
         """Blocks to leave free for a running sequence: those of its known tokens, and one more in each group."""

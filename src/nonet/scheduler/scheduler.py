@@ -298,8 +298,9 @@ class Scheduler:
         known = len(seq.token_ids)
         seq.num_computed = min(row.start + row.num_tokens + outcome.num_accepted, known)
         if row.drafts:
+            self._tally.drafted(len(row.drafts), outcome.num_accepted)
             seq.num_planned = seq.num_computed
-            self._kv.truncate(seq, seq.num_computed)
+            self._kv.truncate(seq, seq.num_computed + self._limits.lookahead_tokens)
         self._kv.commit(seq)
         if len(seq.num_leased) < len(seq.leases):
             self._kv.grant_leases(seq)

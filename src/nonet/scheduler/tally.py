@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from nonet.core.messages import EngineStats
 from nonet.kv.cache import KVCache
@@ -27,6 +27,10 @@ class Tally:
     partial_prefills: int = 0
     compactions: int = 0
     peak_blocks: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
 
     def planned(self, step: PlannedStep, kv: KVCache) -> None:
         """A step that will run."""
@@ -36,6 +40,16 @@ class Tally:
         self.partial_prefills += sum(not row.num_samples for row in step.rows)
         self.compactions += len(step.compactions)
         self.peak_blocks = max(self.peak_blocks, kv.num_blocks - kv.num_free)
+
+    def drafted(self, num_drafted: int, num_accepted: int) -> None:
+        """A run of drafts was verified."""
+        self.num_drafts += 1
+        self.num_draft_tokens += num_drafted
+        self.num_accepted_tokens += num_accepted
+        places = self.accepted_per_position
+        places += [0] * (num_drafted - len(places))
+        for place in range(num_accepted):
+            places[place] += 1
 
     def stats(self, roster: Roster, kv: KVCache) -> EngineStats:
         """The counters, beside what queues and pool are now."""

@@ -32,6 +32,11 @@ def startup_table(info: EngineInfo, resolved: Resolved, url: str, curl: str) -> 
             f"{resolved.max_num_seqs} sequences, {resolved.max_tokens_per_step} tokens per step",
             why.get("max_tokens_per_step", ""),
         ),
+        *(
+            [("speculation", info.speculation, why.get("speculation", ""))]
+            if info.speculation
+            else []
+        ),
         ("engine threads", str(info.threads), why.get("threads", "")),
         ("server threads", SERVER_THREADS, ""),
         ("loaded in", f"{info.load_s:.1f} s", ""),

@@ -53,6 +53,13 @@ COUNTERS = (
     ("nonet_compactions", None, "Caches of live sequences that were pruned"),
     ("nonet_busy_seconds", None, "Seconds in which a step ran"),
     ("nonet_recorded_steps", None, "Steps that replayed a recording"),
+    ("nonet_drafts", "vllm:spec_decode_num_drafts", "Runs of drafted tokens that were verified"),
+    (
+        "nonet_draft_tokens",
+        "vllm:spec_decode_num_draft_tokens",
+        "Drafted tokens that were verified",
+    ),
+    ("nonet_accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Drafted tokens that stood"),
 )
 HISTOGRAMS = (
     ("nonet_ttft_seconds", "vllm:time_to_first_token_seconds", "Request received to first token"),
@@ -68,10 +75,16 @@ EVENT_COUNTERS = (
     ("nonet_streams_cut", None, "reason", "Streams that the server ended early"),
     ("nonet_engine_deaths", None, "", "Engine processes that ended unasked"),
 )
+ACCEPTED_PER_POSITION = (
+    "nonet_accepted_tokens_per_pos",
+    "vllm:spec_decode_num_accepted_tokens_per_pos",
+    "position",
+    "Drafted tokens that stood, by their place in the run",
+)
 
 METRIC_NAMES = frozenset(
     name
-    for row in (*GAUGES, *COUNTERS, *HISTOGRAMS, *EVENT_COUNTERS)
+    for row in (*GAUGES, *COUNTERS, *HISTOGRAMS, *EVENT_COUNTERS, ACCEPTED_PER_POSITION)
     for name in row[:2]
     if name is not None
 )
@@ -185,6 +198,9 @@ class _EngineReadings(Collector):
             "nonet_compactions": stats.compactions,
             "nonet_busy_seconds": stats.busy_s,
             "nonet_recorded_steps": stats.recorded_steps,
+            "nonet_drafts": stats.num_drafts,
+            "nonet_draft_tokens": stats.num_draft_tokens,
+            "nonet_accepted_tokens": stats.num_accepted_tokens,
         }
         for rows, family in ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily)):
             for name, twin, text in rows:
@@ -192,6 +208,12 @@ class _EngineReadings(Collector):
                     metric = family(shown, text, labels=["model_name"])
                     metric.add_metric(self._labels, values[name])
                     yield metric
+        *names, label, text = ACCEPTED_PER_POSITION
+        for shown in names:
+            places = CounterMetricFamily(shown, text, labels=["model_name", label])
+            for place, count in enumerate(stats.accepted_per_position):
+                places.add_metric([*self._labels, str(place)], count)
+            yield places
         deaths = CounterMetricFamily("nonet_engine_deaths", EVENT_COUNTERS[3][3])
         deaths.add_metric([], self._read_deaths())
         yield deaths

@@ -88,3 +88,55 @@ def test_an_accepted_run_ends_where_the_sequence_ends() -> None:
     assert (last.token_ids, last.finish_reason, last.stop_token_id) == ([1, 2], "stop", 2)
     assert last.logprobs == logprobs[:2]
     assert scheduler.stats().blocks_free == 64
+
+
+def test_drafts_of_a_step_are_limited_over_all_sequences() -> None:
+    scheduler, _ = make_scheduler(max_drafts_per_step=4)
+    scheduler.add(request("a", 3, max_tokens=20))
+    scheduler.add(request("b", 3, max_tokens=20))
+    scheduler.apply(result(planned(scheduler), drafts=(1, 2, 3)))
+    assert [row.drafts for row in planned(scheduler).rows] == [(1, 2, 3), (1,)]
+
+
+def test_slots_ahead_are_reserved_while_there_are_blocks() -> None:
+    """Blocks of 4: a prompt of 3 with 5 slots ahead holds two blocks, in a pool of one it makes do with that."""
+    for num_blocks, expected in ((8, [1, 2]), (1, [1])):
+        scheduler, _ = make_scheduler(num_blocks, lookahead_tokens=5)
+        scheduler.add(request("a", 3, max_tokens=2 if num_blocks == 1 else 20))
+        plan = planned(scheduler)
+        assert [block for update in plan.tables for block in update.block_ids] == expected
+        scheduler.apply(result(plan))
+        assert scheduler.check_integrity() == []
+
+
+def test_slots_ahead_end_where_the_sequence_must() -> None:
+    scheduler, _ = make_scheduler(lookahead_tokens=5)
+    scheduler.add(request("a", 3, max_tokens=1))
+    assert [update.block_ids for update in planned(scheduler).tables] == [[1]]
+
+
+def test_slots_ahead_survive_rejected_drafts() -> None:
+    """They hold what a proposer has stored; taking them away would only make it do so again."""
+    scheduler, _ = make_scheduler(lookahead_tokens=3)
+    scheduler.add(request("a", 3, max_tokens=20))
+    scheduler.apply(result(planned(scheduler), drafts=(1, 2, 3)))
+    plan = planned(scheduler)
+    rejected = RowResult(seq_id=0, token_ids=[9])
+    scheduler.apply(StepResult(step_id=plan.step_id, rows=[rejected]))
+    changed = [(update.start, update.block_ids) for update in planned(scheduler).tables]
+    assert changed == [(2, [0])], "of three blocks, 4 computed tokens and 3 slots ahead keep two"
+
+
+def test_drafts_are_counted() -> None:
+    scheduler, _ = make_scheduler()
+    scheduler.add(request("a", 3, max_tokens=20))
+    scheduler.apply(result(planned(scheduler), drafts=(1, 2, 3)))
+    for accepted in (2, 0):
+        plan = planned(scheduler)
+        row = RowResult(
+            seq_id=0, token_ids=[1] * (accepted + 1), num_accepted=accepted, drafts=(5,)
+        )
+        scheduler.apply(StepResult(step_id=plan.step_id, rows=[row]))
+    stats = scheduler.stats()
+    assert (stats.num_drafts, stats.num_draft_tokens, stats.num_accepted_tokens) == (2, 4, 2)
+    assert stats.accepted_per_position == [1, 1, 0]

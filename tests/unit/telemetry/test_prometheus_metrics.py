@@ -13,7 +13,8 @@ VLLM_NAMES = {
     "vllm:generation_tokens_total", "vllm:request_success_total", "vllm:time_to_first_token_seconds_bucket",
     "vllm:inter_token_latency_seconds_sum", "vllm:e2e_request_latency_seconds_count",
     "vllm:request_queue_time_seconds_count", "vllm:request_prefill_time_seconds_count",
-    "vllm:request_decode_time_seconds_count",
+    "vllm:request_decode_time_seconds_count", "vllm:spec_decode_num_drafts_total",
+    "vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
 }  # fmt: skip
 
 
@@ -47,6 +48,20 @@ def test_all_names_and_their_twins_agree() -> None:
     assert found["vllm:request_success_total"][stop] == 1
     assert found["nonet_engine_deaths_total"] == {"[]": 2}
     assert not [name for name in found if name.endswith("_created")]
+
+
+def test_accepted_drafts_by_their_place() -> None:
+    stats = EngineStats(
+        num_drafts=4, num_draft_tokens=8, num_accepted_tokens=3, accepted_per_position=[2, 1]
+    )
+    found = rendered(Metrics("m", lambda: stats, lambda: 0))
+    assert found["nonet_draft_tokens_total"] == found["vllm:spec_decode_num_draft_tokens_total"]
+    places = found["vllm:spec_decode_num_accepted_tokens_per_pos_total"]
+    assert [places[f"[('model_name', 'm'), ('position', '{p}')]"] for p in (0, 1)] == [2, 1]
+    assert (
+        sum(places.values())
+        == found["vllm:spec_decode_num_accepted_tokens_total"]["[('model_name', 'm')]"]
+    )
 
 
 def test_listed_names_are_the_exposed_families() -> None:
