@@ -39,6 +39,7 @@ def startup_table(info: EngineInfo, resolved: Resolved, url: str, curl: str) -> 
         ),
         ("engine threads", str(info.threads), why.get("threads", "")),
         ("server threads", SERVER_THREADS, ""),
+        *_adapters(info, resolved, why),
         ("loaded in", f"{info.load_s:.1f} s", ""),
         ("listening on", url, ""),
     ]
@@ -64,3 +65,12 @@ def curl_line(url: str, model: str, *, has_chat: bool, has_keys: bool) -> str:
         body = {"model": model, "prompt": "A nonet is", "max_tokens": 32}
     text = json.dumps(body).replace("'", "'\\''")
     return f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{text}'"
+
+
+def _adapters(
+    info: EngineInfo, resolved: Resolved, why: dict[str, str]
+) -> list[tuple[str, str, str]]:
+    if resolved.adapters is None:
+        return []
+    value = f"{len(info.adapters)} loaded, {resolved.adapters.num_slots} slots"
+    return [("adapters", value, why.get("adapters", ""))]
