@@ -22,6 +22,7 @@ from tests.lora_cases import ALL, adapt, config
 from tests.model.families import save
 from tests.system.tiny_text import write_tokenizer
 
+LONG = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
 Patch = Callable[[pytest.MonkeyPatch], None]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=1)
 ROOMY = {
@@ -134,7 +135,7 @@ def test_tokens_do_not_depend_on_how_it_runs(tmp_path: Path, changes: dict[str, 
     answers = []
     for options in (ROOMY, {**ROOMY, **changes}):
         with LLM(str(tmp_path / "base"), lora_modules=modules, **options) as llm:
-            outputs = llm.generate(prompts(len(names)), GREEDY, adapter=names)
+            outputs = llm.generate(prompts(len(names)), LONG, adapter=names)
             llm.engine.check_integrity()
             if "num_blocks" in changes and options is not ROOMY:
                 assert llm.engine.stats().preemptions > 0
