@@ -9,10 +9,13 @@ from tests.kernels.gpu_cases import DEVICE, INTERPRETER_WARNINGS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from nonet.kernels.triton.linear import Linears, float8_linear  # isort: skip  (gpu_cases chooses the interpreter)
+from nonet.core.errors import ConfigError  # isort: skip  (gpu_cases chooses the interpreter)
+from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear  # isort: skip
 from nonet.kernels.triton.linear_few import FewRowsTiling  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip
 from nonet.kernels.triton.quantize_rows import quantize_rows  # isort: skip
+from nonet.quant.formats import WEIGHT_FORMATS  # isort: skip
+from nonet.quant.formats.base import StoredMatrix  # isort: skip
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
 gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="no NVIDIA GPU")
@@ -125,3 +128,40 @@ def test_float8_weights_keep_their_scale() -> None:
     packed = float8_linear(weight, None)
     back = packed.weight.float() * packed.scale[:, None]
     assert ((back - weight).norm(dim=1) / weight.norm(dim=1) < 0.04).all()
+
+
+@pytest.mark.parametrize("scale", ["channel", "tensor"])
+def test_the_weight_format_becomes_a_float8_linear(scale: str) -> None:
+    """`--quant fp8` and `pack_float8` are one and the same for a scale per output."""
+    weight, bias = torch.randn(48, 64) * torch.logspace(-2, 1, 48)[:, None], torch.randn(48)
+    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    made = WEIGHT_FORMATS.build(f"fp8:scale={scale}").convert(stored, "linear")
+    ops = TritonOps(torch.bfloat16 if DEVICE.type == "cuda" else torch.float16, DEVICE)
+    packed = ops.pack(made, bias)
+    assert isinstance(packed, Float8Linear)
+    back = packed.weight.float() * packed.scale[:, None]
+    assert torch.equal(back.cpu(), made.dequantize())
+    if scale == "channel":
+        own = ops.pack_float8(weight, bias)
+        assert torch.equal(packed.weight.float(), own.weight.float())
+        assert torch.equal(packed.scale, own.scale)
+    if DEVICE.type == "cuda":
+        x = torch.randn(5, 64, device=DEVICE, dtype=torch.bfloat16)
+        exact = x.double() @ weight.double().t().to(DEVICE) + bias.double().to(DEVICE)
+        assert near(ops.linear(x, packed), exact) < 0.1
+
+
+def test_what_the_kernels_do_not_multiply_is_refused() -> None:
+    weight = torch.randn(32, 256)
+    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    ops = TritonOps(torch.float16, DEVICE)
+    for spec in ("fp8:scale=block", "w8a8", "int8:activations=token"):
+        with pytest.raises(ConfigError, match="by token only"):
+            ops.pack(WEIGHT_FORMATS.build(spec).convert(stored, "linear"))
+    for spec in ("fp8:activations=exact", "int4", "int8:activations=exact"):
+        made = WEIGHT_FORMATS.build(spec).convert(stored, "linear")
+        dense = ops.pack(made)
+        assert isinstance(dense, DenseLinear)
+        torch.testing.assert_close(
+            dense.weight.float().cpu(), made.dequantize(), atol=1e-3, rtol=1e-3
+        )

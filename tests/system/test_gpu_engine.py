@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nonet.core.given_text import GivenText
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
@@ -92,3 +93,19 @@ def test_pruned_tokens_equal_the_cpu(folder: Path) -> None:
     found = run(folder, device="cuda", kernels="triton", dtype="float32", kv_prune=spec)
     same = sum(expected[name] == found[name] for name in expected)
     assert same >= len(expected) - 1, f"{same} of {len(expected)} requests equal"
+
+
+def test_fp8_weights_from_the_command_line(folder: Path) -> None:
+    """Nearer to the reference kernels' fp8 than that is to the unrounded model."""
+    text = [GivenText([int(t) for t in torch.randint(3, 199, (100,)).tolist()], [])]
+
+    def likelihoods(**options: object) -> torch.Tensor:
+        with LLM(str(folder), **{**ROOMY, **options}) as llm:
+            (logits,) = llm.distributions(text)
+        return torch.from_numpy(logits).double().log_softmax(-1)
+
+    rounded = likelihoods(device="cpu", kernels="reference", dtype="float32", quant="fp8")
+    found = likelihoods(device="cuda", kernels="triton", dtype="bfloat16", quant="fp8")
+    dense = likelihoods(device="cpu", kernels="reference", dtype="float32")
+    divergences = [(rounded.exp() * (rounded - other)).sum(-1).mean() for other in (found, dense)]
+    assert divergences[0] < divergences[1]
