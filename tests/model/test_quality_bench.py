@@ -25,7 +25,7 @@ from tests.quality_data import QUESTIONS, write_quality_data
 from tests.system.tiny_text import write_tokenizer
 
 OPTIONS = {"dtype": "float32", "max_model_len": 256, "num_blocks": 64, "threads": 1}
-TEXT = list(b"A nonet is an ensemble of nine players, or the music that is written for one.")
+TEXT = list(b"A nonet is an ensemble of nine; a nonet is an ensemble of nine players, or music for one.")
 
 
 def save(folder: Path, seed: int) -> PreTrainedModel:
@@ -124,8 +124,11 @@ def test_choices_equal_transformers(data: Path, models: list[tuple[Path, PreTrai
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"max_tokens_per_step": 16}, {"num_blocks": 12, "max_num_seqs": 8}, {"prefix_cache": False}],
-    ids=["plain", "chunked", "preempted", "no prefix cache"],
+    [
+        {}, {"max_tokens_per_step": 16}, {"num_blocks": 12, "max_num_seqs": 8}, {"prefix_cache": False},
+        {"speculate": "prompt_lookup", "draft_length": "fixed"},
+    ],
+    ids=["plain", "chunked", "preempted", "no prefix cache", "drafts"],
 )  # fmt: skip
 def test_a_text_that_is_said_has_the_distributions_of_one_that_is_read(
     options: dict[str, object], models: list[tuple[Path, PreTrainedModel]]
