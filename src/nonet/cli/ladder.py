@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +11,14 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Group, Parameter
 
-from nonet.bench.ladder.climb import climb
+from nonet.bench.ladder.climb import Quality, climb
 from nonet.bench.ladder.html import page
 from nonet.bench.ladder.huggingface import HuggingFaceJob, measure_huggingface
 from nonet.bench.ladder.measure import Plan
+from nonet.bench.ladder.quality import measure_quality
 from nonet.bench.ladder.report import table
 from nonet.bench.ladder.result import Climb, Measured, Store, key_of
-from nonet.bench.ladder.rungs import choose, default_rungs
+from nonet.bench.ladder.rungs import Rung, choose, default_rungs
 from nonet.bench.ladder.workload import mixed, read_jsonl, sample
 from nonet.bench.metrics import Limits
 from nonet.bench.provenance import device_facts, library_versions, source_commit
@@ -111,7 +113,15 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
             show(number, count)
             note(f"[{number + 1}/{count}] {name}")
 
-        found = climb(rungs, plan, store, identity, leave_out=flags.leave_out, began=began)
+        found = climb(
+            rungs,
+            plan,
+            store,
+            identity,
+            leave_out=flags.leave_out,
+            quality=_quality(rungs[0], plan),
+            began=began,
+        )
     result = Climb(
         model=resolved.served_name,
         workload=workload.name,
@@ -131,6 +141,21 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
 
 
 command = configured(ladder, *ENGINE, model_first=True)
+
+
+def _quality(first: Rung, plan: Plan) -> Quality:
+    """A configuration beside the first rung; what stands above the engine does not change what the model says."""
+
+    def engine_only(settings: Mapping[str, str]) -> dict[str, str]:
+        rows = options()
+        return {name: text for name, text in settings.items() if rows[name].section in ENGINE}
+
+    def measure(settings: dict[str, str]) -> dict[str, float]:
+        # The reference computes nothing lossy, with the kernels of the rung: else their rounding would count.
+        exact = {**engine_only(first.settings), "kernels": settings.get("kernels", "auto")}
+        return measure_quality(plan.options, exact, engine_only(settings))
+
+    return measure
 
 
 def _given(loaded: Loaded) -> dict[str, str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from nonet.bench.ladder.measure import Plan, measure_rung
 from nonet.bench.ladder.result import Measured, Store, key_of
 from nonet.bench.ladder.rungs import Rung
+from nonet.core.errors import UnavailableError
 
-__all__ = ["Ascent", "climb"]
-
-# The latency pass comes at this share of what the first rung can serve, so that no rung is overloaded by it.
-LATENCY_LOAD = 0.7
+__all__ = ["Ascent", "Quality", "climb"]
 
 Quality = Callable[[dict[str, str]], dict[str, float]]
 
@@ -45,27 +45,28 @@ def climb(
     settings: dict[str, str] = {}
     measured: list[Measured] = []
 
+    def key(name: str, given: dict[str, str], plan: Plan) -> str:
+        return key_of({**identity, "settings": given, "options": plan.options, "repeats": plan.repeats,
+                       "rate": plan.latency_rate_rps, "name": name})  # fmt: skip
+
     def one(name: str, given: dict[str, str], number: int, plan: Plan) -> Measured:
-        key = key_of({**identity, "settings": given, "options": plan.options, "repeats": plan.repeats,
-                      "rate": plan.latency_rate_rps, "name": name})  # fmt: skip
         began(name, number, count)
-        found = store.get(key)
+        found = store.get(key(name, given, plan))
         if found is None:
             found = run(name, given, plan)
-            store.put(key, found)
+            store.put(key(name, given, plan), found)
         return found
 
     for number, rung in enumerate(rungs):
         settings = {**settings, **rung.settings}
         below = measured[-1] if measured else None
         found = _proven(rung, one(rung.name, settings, number, plan), below)
-        if rung.is_lossy and quality is not None and found.error is None:
+        if rung.is_lossy and quality is not None and not (found.error or found.quality):
             found = _with_quality(found, quality)
+            store.put(key(rung.name, settings, plan), found)
         measured.append(found)
-        if plan.latency_rate_rps is None and plan.latency_requests and found.runs:
-            rate = LATENCY_LOAD * found.runs[0].requests_per_s
-            plan = replace(plan, latency_rate_rps=rate)
-            measured[0] = _proven(rung, one(rung.name, settings, number, plan), None)
+        if plan.latency_rate_rps is None:  # the first rung sets it for all
+            plan = replace(plan, latency_rate_rps=found.latency_rate_rps)
     without = []
     if leave_out:
         for number, rung in enumerate(rungs[1:], start=len(rungs)):
@@ -75,8 +76,6 @@ def climb(
 
 
 def _proven(rung: Rung, found: Measured, below: Measured | None) -> Measured:
-    import msgspec
-
     if found.error is not None or found.telemetry is None:
         return found
     proof = rung.proof(found.telemetry, below.telemetry if below is not None else None)
@@ -88,6 +87,7 @@ def _proven(rung: Rung, found: Measured, below: Measured | None) -> Measured:
 
 
 def _with_quality(found: Measured, quality: Quality) -> Measured:
-    import msgspec
-
-    return msgspec.structs.replace(found, quality=quality(found.settings))
+    try:
+        return msgspec.structs.replace(found, quality=quality(found.settings))
+    except UnavailableError as error:
+        return msgspec.structs.replace(found, proof=f"{found.proof}; quality: {error}")

@@ -29,7 +29,8 @@ from nonet.core.errors import NonetError
 
 __all__ = ["Plan", "measure_rung"]
 
-# Poisson arrivals of the latency pass.
+# The latency pass is a Poisson process at this share of what the first rung can serve, so that it overloads no rung.
+LATENCY_LOAD = 0.7
 ARRIVAL_SEED = 7
 
 
@@ -42,7 +43,7 @@ class Plan:
     resolve: Callable[[Config], Resolved]  # finds the model and settles every automatic choice
     repeats: int
     limits: Limits
-    latency_rate_rps: float | None = None
+    latency_rate_rps: float | None = None  # None: this measurement sets it
     latency_requests: int = 0
     file: Path | None = None  # the user's configuration, below the options
     timeout_s: float = 1800.0
@@ -64,7 +65,8 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
         target = Target(url, served.name, timeout_s=plan.timeout_s)
         with _PeakMemory() as memory:
             runs, requests, telemetry = _capacity(target, plan)
-        latency = None if plan.latency_rate_rps is None else _latency(target, plan)
+        rate = plan.latency_rate_rps or LATENCY_LOAD * runs[0].requests_per_s
+        latency = _latency(target, plan, rate) if plan.latency_requests and rate else None
     telemetry = msgspec.structs.replace(
         telemetry,
         config={
@@ -82,6 +84,7 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
         settings=settings,
         runs=runs,
         latency=latency,
+        latency_rate_rps=rate if latency is not None else None,
         telemetry=telemetry,
         peak_memory_bytes=memory.peak_bytes,
         kv_tokens=resolved.num_blocks * resolved.block_size // len(resolved.groups),
@@ -110,12 +113,11 @@ def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTi
     return runs, seen, Telemetry(counters=counters_between(before, after), gauges=after)
 
 
-def _latency(target: Target, plan: Plan) -> Summary:
+def _latency(target: Target, plan: Plan, rate_rps: float) -> Summary:
     """The first requests, at a rate that is the same for every rung."""
-    assert plan.latency_rate_rps is not None
     items = tuple(_nonce(item, "latency") for item in plan.workload.items[: plan.latency_requests])
     first = Workload("latency", items)
-    due_s = poisson(first, plan.latency_rate_rps, ARRIVAL_SEED)
+    due_s = poisson(first, rate_rps, ARRIVAL_SEED)
     return summarise(measure(target, first, due_s), plan.limits)
 
 

@@ -23,6 +23,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
     runs: list[Summary] = []
     latency: Summary | None = None
+    latency_rate_rps: float | None = None
     telemetry: Telemetry | None = None
     peak_memory_bytes: int = 0
     kv_tokens: int = 0

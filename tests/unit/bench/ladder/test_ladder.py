@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from nonet.bench.ladder.telemetry import Telemetry, counters_between, parse_metr
 from nonet.bench.ladder.workload import read_jsonl, sample
 from nonet.bench.metrics import Limits, Quantiles, Summary
 from nonet.config.options import options
-from nonet.core.errors import ConfigError, UnknownNameError
+from nonet.core.errors import ConfigError, UnavailableError, UnknownNameError
 
 
 def summary(rate: float) -> Summary:
@@ -115,29 +116,41 @@ def test_what_failed_is_measured_again(tmp_path: Path) -> None:
     assert found.rates == [3.0]
 
 
-def test_a_latency_rate_is_set_by_the_first_rung_and_kept(tmp_path: Path) -> None:
-    plans: list[Plan] = []
+def test_the_first_rung_sets_the_rate_of_the_latency_pass(tmp_path: Path) -> None:
+    rates: list[float | None] = []
 
     def run(name: str, settings: dict[str, str], plan: Plan) -> Measured:
-        plans.append(plan)
-        return measured(name, 100.0, naive=1.0, a=1.0)
+        rates.append(plan.latency_rate_rps)
+        made = measured(name, 100.0, naive=1.0, a=1.0, b=1.0)
+        return msgspec.structs.replace(made, latency_rate_rps=plan.latency_rate_rps or 2.5)
 
-    plan = Plan(
-        workload=PLAN.workload,
-        options={},
-        resolve=PLAN.resolve,
-        repeats=1,
-        limits=Limits(),
-        latency_requests=2,
-    )
-    rungs = [grew("naive"), grew("a")]
-    found = climb(rungs, plan, Store(tmp_path), {}, leave_out=False, run=run)
-    assert found.latency_rate_rps == pytest.approx(0.7 * 4.0)
-    assert [one.latency_rate_rps for one in plans] == [
-        None,
-        found.latency_rate_rps,
-        found.latency_rate_rps,
-    ]
+    rungs = [grew("naive"), grew("a"), grew("b")]
+    found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=False, run=run)
+    assert rates == [None, 2.5, 2.5]
+    assert found.latency_rate_rps == 2.5
+
+
+def test_a_lossy_rung_gets_its_quality_or_says_why_not(tmp_path: Path) -> None:
+    lossy = replace(grew("a"), is_lossy=True)
+    seen: list[dict[str, str]] = []
+
+    def quality(settings: dict[str, str]) -> dict[str, float]:
+        seen.append(settings)
+        return {"KL": 0.25}
+
+    rungs = [grew("naive"), lossy]
+    found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=False, quality=quality, run=Runs())
+    assert [one.quality for one in found.rungs] == [None, {"KL": 0.25}]
+    climb(rungs, PLAN, Store(tmp_path), {}, leave_out=False, quality=quality, run=Runs())
+    assert seen == [{"naive": "on", "a": "on"}]  # kept
+
+    def unavailable(settings: dict[str, str]) -> dict[str, float]:
+        raise UnavailableError("NONET_DATA is not set")
+
+    elsewhere = Store(tmp_path / "other")
+    found = climb(rungs, PLAN, elsewhere, {}, leave_out=False, quality=unavailable, run=Runs())
+    assert found.rungs[1].error is None
+    assert "quality: NONET_DATA is not set" in str(found.rungs[1].proof)
 
 
 def a_climb() -> Climb:
