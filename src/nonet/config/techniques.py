@@ -81,6 +81,7 @@ TECHNIQUES = (
         is_lossy=True,
         is_rung=False,
     ),
+    Technique(name="prompt lookup", on={"speculate": "prompt_lookup"}, off={"speculate": "none"}),
     Technique(
         name="SnapKV",
         on={"kv_prune": "snapkv:window=16,budget=256"},

@@ -123,6 +123,7 @@ PROOFS: dict[str, Proof] = {
     "prefix cache": _counted("nonet_prefix_hit_tokens", "prompt tokens taken from the cache"),
     "weights as in the file": _less("weight_bytes", "bytes of weights"),
     "FP8 weights": _less("weight_bytes", "bytes of weights"),
+    "prompt lookup": _counted("nonet_accepted_tokens", "drafted tokens stood"),
     "SnapKV": _counted("nonet_compactions", "caches pruned"),
     "exact cache": _answered("exact"),
 }
