@@ -249,6 +249,31 @@ def test_overlapped_equals_plain(folder: Path) -> None:
         assert tokens_of(serve(llm, requests())) == base
 
 
+@pytest.mark.parametrize("kv_format", ["int8", "fp8"])
+def test_entries_in_fewer_bits_move_as_they_are(folder: Path, kv_format: str) -> None:
+    """Pruned caches of each format, whole, in chunks, alone, short of blocks."""
+    base = run(folder, kv_format=kv_format)
+    assert base != run(folder, kv_format=kv_format, kv_prune=None)
+    for changes in (
+        {"max_tokens_per_step": 50, "max_num_seqs": 4},
+        {"max_num_seqs": 1},
+        {"num_blocks": 15, "max_model_len": 240, "prefix_cache": True},
+    ):
+        assert run(folder, kv_format=kv_format, **changes) == base, changes
+
+
+def test_drafts_follow_what_stayed(folder: Path) -> None:
+    """Random models repeat themselves, so prompt lookup finds drafts; rejected ones are rolled back by entries."""
+    long = replace_tokens(GREEDY, 60)
+    base = run(folder, requests(long))
+    given = {"dtype": "float32", "kv_prune": SNAPKV, "speculate": "prompt_lookup", **ROOMY}
+    given["draft_length"] = "fixed"  # adaptive goes by the clock
+    with LLM(str(folder), **given) as llm:
+        assert tokens_of(serve(llm, requests(long))) == base
+        stats = llm.engine.stats()
+    assert stats.num_draft_tokens > stats.num_accepted_tokens > 5, "some stand, some fall"
+
+
 def test_choices_samples_and_prompt_logprobs(folder: Path) -> None:
     params = SamplingParams(temperature=0.9, seed=5, n=3, max_tokens=12, prompt_logprobs=1)
     with LLM(str(folder), dtype="float32", kv_prune=SNAPKV, **ROOMY) as llm:
