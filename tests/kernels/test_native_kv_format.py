@@ -38,6 +38,8 @@ CASES = [
     Case(((3, 150), (1, 40)), softcap=20.0),
     *(Case(((40, 150), (1, 40), (1, 300)), window=window) for window in (1, 15, 100)),
 ]
+# One token each with and without a window, chunks of every length, a lone long context, wide heads.
+MIXED = [CASES[3], CASES[4], CASES[5], CASES[6], CASES[7]]
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -60,7 +62,7 @@ def test_agrees_with_reference(case: Case, dtype: torch.dtype, name: str) -> Non
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", MIXED, ids=str)
 def test_threads_and_neighbours_do_not_change_bits(
     case: Case, dtype: torch.dtype, name: str
 ) -> None:
@@ -68,8 +70,8 @@ def test_threads_and_neighbours_do_not_change_bits(
     past = history(case)
     ops = NativeOps(dtype, threads=2)
     together = attend(ops, case, past)
-    for threads in (1, 3):
-        assert torch.equal(attend(NativeOps(dtype, threads), case, past), together)
+    assert torch.equal(attend(NativeOps(dtype, threads=3), case, past), together)
+    ops = NativeOps(dtype, threads=1)
     first = 0
     for seq, (queries, length) in enumerate(case.sequences):
         alone = dataclasses.replace(case, sequences=((queries, length),))
@@ -79,7 +81,7 @@ def test_threads_and_neighbours_do_not_change_bits(
         first += queries
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 16, 100])
+@pytest.mark.parametrize("chunk", [3, 100])
 @pytest.mark.parametrize("window", [None, 20])
 def test_chunks_do_not_change_bits(
     chunk: int, window: int | None, dtype: torch.dtype, name: str

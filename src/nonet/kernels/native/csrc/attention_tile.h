@@ -42,13 +42,11 @@ struct alignas(64) Workspace {
   float values[kQueryRows * kMaxDim];         // weighted values of one range, rows `dim` apart
   float folded[kQueryRows * kMaxDim];         // of all ranges so far
   uint32_t edges[2][kMaxDim];                // pairs of values of which only one may be read
+  float key_scales[kRangeKeys];              // of one KV head's codes in a range
+  float value_scales[kRangeKeys];
   Parts range;
   Parts total;
 };
-
-// Panels of 16 columns that a tile of attention takes at once. Codes are widened in registers, which leaves fewer.
-template <Storage S>
-constexpr int kPanelsOf = S == Storage::kNumbers ? kAttentionPanels : std::min(2, kAttentionPanels);
 
 template <Element E, Storage S>
 class TileAttention {
@@ -74,7 +72,9 @@ class TileAttention {
  private:
   static constexpr int kPerUnit = E == Element::kBfloat16 ? 2 : 1;
   static constexpr bool kIsCoded = S != Storage::kNumbers;
-  static constexpr int kPanels = kPanelsOf<S>;
+  // Rows, and groups of 16 keys, that a tile of scores takes at once. Sums over codes are kept in two halves already.
+  static constexpr int kRows = kIsCoded && kAttentionPanels > 1 ? 8 : kAttentionRows;
+  static constexpr int kScorePanels = kIsCoded ? 1 : kAttentionPanels;
 
   int query_count(const Tile& tile) const {
     return args_.query_start[tile.sequence + 1] - args_.query_start[tile.sequence];
@@ -88,12 +88,12 @@ class TileAttention {
   int64_t block_of(const Tile& tile, int key) const {
     return args_.block_table[tile.sequence * args_.table_stride + key / args_.block_size];
   }
-  // Scales of 16 neighbouring keys of a row's KV head.
-  f32x16 scales(const void* from, const Tile& tile, int row, int key) const {
-    const int head = tile.kv_head + row / tile.rows_per_kv_head();
-    const int64_t index = shape_.scale_index(block_of(tile, key), head, key % args_.block_size);
-    const u16x16 bits = load<u16x16>(static_cast<const uint16_t*>(from) + index);
-    return as_f32(__builtin_convertvector(bits, u32x16) << 16);
+  // How far on, in words, lies what will be read some blocks after a key's: blocks are short and scattered, so that the
+  // hardware does not foresee the next. 0 with many rows, where one reading serves much arithmetic.
+  ptrdiff_t words_ahead(const Tile& tile, int key, int blocks) const {
+    const int next = key + blocks * args_.block_size;
+    if (tile.rows_per_kv_head() > 2 * kRows || next > last_key(tile, tile.queries - 1)) return 0;
+    return (block_of(tile, next) - block_of(tile, key)) * args_.kv_heads * shape_.head_words();
   }
   int64_t row_offset(const Tile& tile, int row) const {
     const int64_t token = args_.query_start[tile.sequence] + tile.first_query + tile.query(row);
@@ -102,6 +102,7 @@ class TileAttention {
   }
 
   void score(const Tile& tile, int kv, int panels, int key, int range_key);
+  void widen_scales(const Tile& tile, int kv, int range_key, int first, int last);
   void weigh(const Tile& tile, int row, int range_key, int first, int last);
   void mix(const Tile& tile, int kv, const Segment* segments, int count, bool is_more);
   int list_segments(const Tile& tile, int kv, int range_key, int first, int last, Segment* segments);

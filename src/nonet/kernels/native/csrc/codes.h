@@ -71,7 +71,7 @@ NONET_INLINE u32x16 nearest_index(f32x16 magnitude) {
   }
 }
 
-// Codes [dim] of an entry; returns the bits of its scale. An entry with something that is not finite gets the scale NaN.
+// Codes [dim] of an entry; returns the bits of its scale, NaN where a number is not finite.
 template <Storage S>
 uint16_t encode_entry(const float* x, int dim, uint8_t* codes) {
   f32x16 largest{}, poison{};
