@@ -206,6 +206,10 @@ class GatewayConfig:
         Literal["full", "normal"],
         Doc("full: what is written survives a power cut; normal: the end of the process only"),
     ] = "full"
+    admin: Annotated[
+        str | None, Doc("where admin routes listen: unix:PATH, or 127.0.0.1:PORT with an admin_key")
+    ] = None
+    admin_key: Annotated[str | None, Doc("the key of admin routes on a port")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ __all__ = ["LAYERS"]
 LAYERS = Catalogue(
     "gateway layer",
     {
+        "limits": "nonet.gateway.limits:RateLimits",
         "ledger": "nonet.gateway.bookkeeper:Bookkeeper",
         "exact_cache": "nonet.gateway.cache.exact:ExactCache",
     },

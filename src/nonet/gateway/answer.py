@@ -161,6 +161,7 @@ class Outcome:
     similarity: float | None = None
     tier: str | None = None
     cost: str | None = None  # a decimal, where it is known before the answer
+    cost_picos: int | None = None  # once it is booked
     savings: list[Saving] = field(
         default_factory=list
     )  # an answer from a cache is counted from its usage

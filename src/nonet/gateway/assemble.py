@@ -13,6 +13,7 @@ import msgspec
 
 from nonet.config.resolved import Resolved
 from nonet.config.schema import GatewayConfig
+from nonet.core.catalogue import parse_spec
 from nonet.core.errors import ConfigError
 from nonet.gateway.pipeline import Layer, build_layers
 from nonet.gateway.site import Site
@@ -45,6 +46,7 @@ def open_site(config: GatewayConfig, resolved: Resolved) -> Site:
         fingerprint=model_fingerprint(resolved),
         database=database,
         ledger=Ledger(database) if database is not None else None,
+        books=any(parse_spec(spec)[0] == "ledger" for spec in joined_specs(config.gateway)),
         rates=rates,
     )
 

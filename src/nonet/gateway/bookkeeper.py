@@ -97,10 +97,11 @@ class Bookkeeper:
             if finish in ("abort", "error"):
                 usage = reply.usage if has_begun else Usage()
                 owed = self._bill(ask, reply.outcome, usage) if finish == "abort" else NOTHING
+                reply.outcome.cost_picos = owed.cost_picos
                 self._post(ask, self._row(ask, reply.outcome, usage, finish, began_s, owed))
         usage = reply.outcome.total or reply.usage
         bill = bill or self._bill(ask, reply.outcome, usage)
-        reply.outcome.cost = bill.cost
+        reply.outcome.cost, reply.outcome.cost_picos = bill.cost, bill.cost_picos
         row = self._row(ask, reply.outcome, usage, finish, began_s, bill)
         if ask.caller.book is not None:
             ask.caller.book(row)

@@ -24,6 +24,7 @@ class Site:
     fingerprint: bytes
     database: Database | None = None  # None: no data_dir was given, nothing outlives the server
     ledger: Ledger | None = None
+    books: bool = False  # whether a layer writes the ledger
     rates: Mapping[str, Rates] = field(default_factory=dict)  # by service class; empty: all is free
     clock: Clock = field(default_factory=MonotonicClock)
     wall: Callable[[], float] = time.time

@@ -81,8 +81,8 @@ class _Door:
         try:
             state.hosts.check(header(scope, b"host"))
             if not is_probe:
-                call.tenant = state.keys.tenant_of(
-                    header(scope, b"authorization"), header(scope, b"x-api-key")
+                call.key = state.keys.find(
+                    header(scope, b"authorization"), header(scope, b"x-api-key"), time.time()
                 )
                 if state.is_draining:
                     raise UnavailableError("the server is shutting down; try another")

@@ -1,6 +1,6 @@
 """Who may call: API keys, deny by default, and which Host headers are ours.
 
-Keys are kept as SHA-256 only. Every path needs a key when there are keys, whether a route exists or not; the open
+Every path needs a key when there are keys, whether a route exists or not; the open
 paths are the probes of an orchestrator.
 """
 
@@ -10,56 +10,76 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable
-from pathlib import Path
 
 from nonet.config.schema import ServerConfig
 from nonet.core.errors import AuthenticationError, ConfigError, InvalidRequestError
+from nonet.server.keys import NOBODY, ApiKey
 
-__all__ = ["OPEN_PATHS", "HostList", "KeyRing", "is_loopback", "read_keys", "refuse_open_bind"]
+__all__ = ["OPEN_PATHS", "HostList", "KeyRing", "is_loopback", "refuse_open_bind"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 LOCAL_NAMES = frozenset({"localhost", "ip6-localhost"})
 
 
 class KeyRing:
-    """The API keys that may call; empty means that no key is asked for.
+    """The API keys that may call; without any, and unless it is locked, no key is asked for.
 
-    >>> ring = KeyRing(["secret"])
-    >>> ring.tenant_of("Bearer secret") == hashlib.sha256(b"secret").hexdigest()
+    >>> ring = KeyRing([key_from_secret("secret")])
+    >>> ring.find("Bearer secret").tenant == hashlib.sha256(b"secret").hexdigest()
     True
     """
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple({hashlib.sha256(key.encode()).digest() for key in keys})
+    def __init__(self, keys: Iterable[ApiKey], *, is_locked: bool = False) -> None:
+        self._keys = {key.digest: key for key in keys}
+        self._is_locked = is_locked or bool(self._keys)
 
     @property
-    def is_empty(self) -> bool:
-        return not self._digests
+    def is_open(self) -> bool:
+        """Whether anybody may call. A ring that has held a key is never open again: revoking the last opens nothing."""
+        return not self._is_locked
 
-    def tenant_of(self, authorization: str | None, x_api_key: str | None = None) -> str:
-        """The hash that names the caller, "" without keys; AuthenticationError for anybody else.
+    def add(self, key: ApiKey) -> None:
+        self._keys[key.digest] = key
+        self._is_locked = True
+
+    def revoke(self, key_id: str) -> bool:
+        """Whether there was such a key."""
+        gone = [digest for digest, key in self._keys.items() if key.key_id == key_id]
+        for digest in gone:
+            del self._keys[digest]
+        return bool(gone)
+
+    def all(self) -> list[ApiKey]:
+        return list(self._keys.values())
+
+    def find(
+        self, authorization: str | None, x_api_key: str | None = None, now: float = 0.0
+    ) -> ApiKey:
+        """The caller's key, NOBODY where none is asked for; AuthenticationError for anybody else.
 
         The key comes in either header; `authorization` counts where both are given. Both are as HTTP has them: bytes
-        read as Latin-1, so that any key can be written.
+        read as Latin-1, so that any key can be written. `now` is Unix time.
 
-        Each stored hash is compared, in constant time, so that the time taken tells nothing about the keys.
+        Keys are found by their whole SHA-256: how long that takes tells of a hash, from which no key follows.
         """
-        if self.is_empty:
-            return ""
+        if self.is_open:
+            return NOBODY
         if authorization is None and x_api_key is None:
             raise AuthenticationError(
                 "no API key was given; send 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
             )
-        scheme, key = "bearer", x_api_key or ""
+        scheme, secret = "bearer", x_api_key or ""
         if authorization is not None:
-            scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
+            scheme, _, secret = authorization.partition(" ")
+        digest = hashlib.sha256(secret.strip().encode("latin-1", "replace")).digest()
+        key = self._keys.get(digest)
+        if scheme.lower() != "bearer" or key is None or not hmac.compare_digest(digest, key.digest):
             raise AuthenticationError(
                 "the API key is not known; check 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
             )
-        return digest.hex()
+        if key.expires_s is not None and now >= key.expires_s:
+            raise AuthenticationError("the API key has expired; ask for a new one")
+        return key
 
 
 class HostList:
@@ -86,29 +106,9 @@ class HostList:
             )
 
 
-def read_keys(config: ServerConfig) -> list[str]:
-    """Keys of the configuration and of its key file; ConfigError for an unreadable file or an empty key."""
-    keys = list(config.api_keys)
-    if config.api_key_file is not None:
-        try:
-            text = Path(config.api_key_file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"api_key_file {config.api_key_file!r} cannot be read: {error}"
-            ) from None
-        keys += [line.strip() for line in text.splitlines() if line.strip()]
-        if not keys:
-            raise ConfigError(
-                f"api_key_file {config.api_key_file!r} holds no key; write one per line"
-            )
-    if any(not key.strip() for key in keys):
-        raise ConfigError("an API key is empty; remove it or give it characters")
-    return keys
-
-
-def refuse_open_bind(config: ServerConfig, keys: list[str]) -> None:
+def refuse_open_bind(config: ServerConfig, *, has_keys: bool) -> None:
     """ConfigError when others than this machine could call without a key."""
-    if not keys and not is_loopback(config.host):
+    if not has_keys and not is_loopback(config.host):
         raise ConfigError(
             f"listening on {config.host!r} without an API key would let anybody who reaches this machine use it; "
             "set api_keys or api_key_file, or listen on 127.0.0.1"

@@ -20,6 +20,7 @@ from nonet.core.errors import InvalidRequestError, RequestTooLargeError, UserErr
 from nonet.gateway.answer import Ask, Caller, Reply
 from nonet.server.dialect import Dialect, dialect_of
 from nonet.server.errors import answer_of
+from nonet.server.keys import NOBODY
 from nonet.server.limits import maximum
 from nonet.server.protocol import ABORT_EXTENSION, BODY_EXTENSION
 from nonet.server.sse import EventStream
@@ -53,7 +54,7 @@ class Call:
         self.state = state
         self.dialect = dialect_of(scope["path"], header(scope, b"anthropic-version"))
         self.model = state.model  # the one asked for, once the body has named it
-        self.tenant = ""  # the hash of the key, set once it was checked
+        self.key = NOBODY  # the caller's, set once it was checked
         self.request_id = _request_id(header(scope, b"x-request-id"))
         self._receive = receive
         self._raw_send = send
@@ -71,7 +72,17 @@ class Call:
     @cached_property
     def caller(self) -> Caller:
         """Who asks, for the gateway."""
-        return Caller(tenant=self.tenant, key_id=self.tenant[:16], wishes=cache_wishes(self.scope))
+        return Caller(
+            tenant=self.key.tenant,
+            key_id=self.key.key_id,
+            wishes=cache_wishes(self.scope),
+            limits=self.key.limits,
+        )
+
+    @property
+    def tenant(self) -> str:
+        """Whose caches and objects the call may see; "" on a server without keys."""
+        return self.key.tenant
 
     def choose_model(self, name: str | None) -> ServedModel:
         """The call is for this model; NotFoundError when it is not served here."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from nonet.config.resolved import Resolved
 from nonet.config.schema import Config, GatewayConfig, ServerConfig
@@ -28,13 +29,17 @@ from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
 from nonet.engine.client import EngineClient, EngineLaunch, Supervision
 from nonet.gateway.assemble import build, open_site
-from nonet.gateway.bookkeeper import Bookkeeper
 from nonet.gateway.generate import EngineAnswers
+from nonet.gateway.limits import check_limits
 from nonet.gateway.pipeline import Pipeline
+from nonet.gateway.site import Site
 from nonet.grammar import GRAMMARS
+from nonet.server.admin import bind_admin, create_admin_app
 from nonet.server.app import create_app
-from nonet.server.auth import HostList, KeyRing, read_keys, refuse_open_bind
+from nonet.server.auth import HostList, KeyRing, refuse_open_bind
 from nonet.server.grammar import GrammarGate
+from nonet.server.key_store import stored_keys
+from nonet.server.keys import read_keys
 from nonet.server.protocol import BoundedProtocol
 from nonet.server.sse import StreamGuard
 from nonet.server.startup import curl_line, startup_table
@@ -92,11 +97,12 @@ class Serving:
         self._config = config
         self._resolved = resolved
         self._spec = spec
-        self._keys = read_keys(config)
-        refuse_open_bind(config, self._keys)
+        self._gateway = gateway or GatewayConfig()
+        self._site = open_site(self._gateway, resolved)
+        self._layers = build(self._gateway, self._site)
+        self._keys = _keys(config, self._site)
         self._socket = _bind(config)
-        self._site = open_site(gateway or GatewayConfig(), resolved)
-        self._layers = build(gateway or GatewayConfig(), self._site)
+        self._admin_socket = bind_admin(self._gateway)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._engine = EngineClient(launch, supervision)
         self._stop = asyncio.Event()  # first signal
@@ -148,8 +154,14 @@ class Serving:
         engine_start: asyncio.Task[None],
         show: Callable[[str], None],
     ) -> None:
-        http = _HttpServer(_uvicorn_config(state, self._config))
-        serving = asyncio.create_task(http.serve(sockets=[self._socket]))
+        servers = {self._socket: _HttpServer(_uvicorn_config(create_app(state)))}
+        if self._admin_socket is not None:
+            admin = create_admin_app(state, self._site, self._gateway.admin_key, self.stop)
+            servers[self._admin_socket] = _HttpServer(_uvicorn_config(admin))
+        serving = [
+            asyncio.create_task(server.serve(sockets=[listener]))
+            for listener, server in servers.items()
+        ]
         state.guard.start()
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -165,8 +177,9 @@ class Serving:
             stopping.cancel()
             state.grammars.close()
             await state.guard.close()
-            http.should_exit = True
-            await serving
+            for server in servers.values():
+                server.should_exit = True
+            await asyncio.gather(*serving)
 
     async def _drain(self, state: ServerState) -> None:
         """Wait until nobody is inside, time is up, or the second signal comes."""
@@ -194,14 +207,12 @@ class Serving:
                 eos_ids=spec.eos_ids,
                 generation=spec.generation,
             ),
-            keys=KeyRing(self._keys),
+            keys=self._keys,
             hosts=HostList(self._config),
             metrics=metrics,
             pipeline=Pipeline(self._layers, EngineAnswers(engine, tokenizer)),
             database=self._site.database,
-            ledger=self._site.ledger
-            if any(isinstance(x, Bookkeeper) for x in self._layers)
-            else None,
+            ledger=self._site.ledger if self._site.books else None,
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
             adapter_dir=resolved.adapters.directory if resolved.adapters else None,
@@ -217,7 +228,7 @@ class Serving:
             self.url,
             state.model.name,
             has_chat=state.template is not None,
-            has_keys=not state.keys.is_empty,
+            has_keys=not state.keys.is_open,
         )
         return startup_table(self._engine.info, self._resolved, self.url, curl)
 
@@ -230,9 +241,9 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(state: ServerState, config: ServerConfig) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(state),
+        app,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",
@@ -246,6 +257,17 @@ def _uvicorn_config(state: ServerState, config: ServerConfig) -> uvicorn.Config:
         timeout_graceful_shutdown=2,
         backlog=2048,
     )
+
+
+def _keys(config: ServerConfig, site: Site) -> KeyRing:
+    """The keys of the options and those made while the server ran; ConfigError when there must be one and is none."""
+    stored, is_locked = stored_keys(site.database)
+    keys = read_keys(config) + stored
+    refuse_open_bind(config, has_keys=bool(keys))
+    for key in keys:
+        if key.limits is not None:
+            check_limits(key.limits, site)
+    return KeyRing(keys, is_locked=is_locked)
 
 
 def _bind(config: ServerConfig) -> socket.socket:

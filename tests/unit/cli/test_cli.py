@@ -25,7 +25,7 @@ SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",
     "--drain-s", "--keep-alive-s", "--tool-format", "--log-level",
 }  # fmt: skip
-GATEWAY = {"--gateway", "--data-dir", "--price-table", "--store-sync"}
+GATEWAY = {"--gateway", "--data-dir", "--price-table", "--store-sync", "--admin", "--admin-key"}
 SAMPLING = {
     "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
 }  # fmt: skip

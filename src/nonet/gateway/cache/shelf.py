@@ -144,14 +144,23 @@ class Shelf:
         self._database.submit(lambda connection: connection.execute(INSERT, row).close())
         self._make_room()
 
+    def count(self, tenant: str | None = None) -> int:
+        """How many entries `purge` would drop."""
+        return len(self._keys(tenant))
+
     def purge(self, tenant: str | None = None) -> int:
         """Drop everything, or one tenant's; how many entries went."""
-        gone = {key for key, mark in self._disk.items() if tenant in (None, mark.tenant)}
-        gone |= {key for key, entry in self._memory.items() if tenant in (None, entry.tenant)}
+        gone = self._keys(tenant)
         for key in gone:
             self._forget_memory(key)
             self._drop_disk(key)
         return len(gone)
+
+    def _keys(self, tenant: str | None) -> set[bytes]:
+        found = {key for key, mark in self._disk.items() if tenant in (None, mark.tenant)}
+        return found | {
+            key for key, entry in self._memory.items() if tenant in (None, entry.tenant)
+        }
 
     def _is_fresh(self, made_s: float, max_age_s: float | None) -> bool:
         age_s = self._wall() - made_s
