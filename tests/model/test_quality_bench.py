@@ -25,7 +25,9 @@ from tests.quality_data import QUESTIONS, write_quality_data
 from tests.system.tiny_text import write_tokenizer
 
 OPTIONS = {"dtype": "float32", "max_model_len": 256, "num_blocks": 64, "threads": 1}
-TEXT = list(b"A nonet is an ensemble of nine; a nonet is an ensemble of nine players, or music for one.")
+TEXT = list(
+    b"A nonet is an ensemble of nine; a nonet is an ensemble of nine players, or music for one."
+)
 
 
 def save(folder: Path, seed: int) -> PreTrainedModel:

