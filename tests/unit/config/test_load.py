@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nonet.config.load import as_environment, from_options, load
+from nonet.config.load import as_environment, changed, from_options, load
 from nonet.config.options import options, sections
 from nonet.config.schema import Config
 from nonet.core.errors import ConfigError, UnknownNameError
@@ -163,3 +163,24 @@ def test_a_configuration_survives_the_environment() -> None:
     )  # fmt: skip
     assert load(environ=as_environment(config)).config == config
     assert as_environment(Config()) == {}
+
+
+def test_an_option_may_have_a_second_name() -> None:
+    assert from_options({"quant": "int4:group=64"}).model.weight_format == "int4:group=64"
+    loaded = load(flags={"quant": "int8"})
+    assert loaded.sources == {"model.weight_format": "--weight-format"}
+    names = [row.doc.alias for row in options().values() if row.doc.alias is not None]
+    assert len(set(names)) == len(names)
+    assert not set(names) & set(options())
+
+
+def test_options_changed_by_text() -> None:
+    base = from_options({"seed": 3, "dtype": "float32"})
+    found = changed(base, {"quant": "fp8", "prefix_cache": "off", "max_model_len": "64"}, "--with")
+    assert (found.model.seed, found.model.dtype, found.model.weight_format) == (3, "float32", "fp8")
+    assert (found.cache.prefix_cache, found.model.max_model_len) == (False, 64)
+    assert changed(base, {}, "--with") == base
+    with pytest.raises(ConfigError, match="--with: max_model_len is '0'; give an integer"):
+        changed(base, {"max_model_len": "0"}, "--with")
+    with pytest.raises(UnknownNameError, match="Did you mean 'dtype'"):
+        changed(base, {"dtyp": "float32"}, "--with")
