@@ -29,6 +29,7 @@ LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 TORCH_FREE = [
+    "nonet.embed.bert",
     "nonet",
     "nonet.bench",
     "nonet.cli.main",
@@ -57,6 +58,7 @@ TORCH_FREE = [
 ]
 
 CATALOGUES = [
+    "nonet.embed:EMBEDDERS",
     "nonet.gateway:LAYERS",
     "nonet.kernels:KERNELS",
     "nonet.kv.format:KV_FORMATS",

@@ -13,7 +13,8 @@ FIELDS = (
     "user", "cache_salt", "priority", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output",
     "return_token_ids", "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
     "guided_grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "messages", "prompt",
-    "suffix", "unknown_field", "system", "stop_sequences", "metadata", "thinking", "output_config",
+    "suffix", "unknown_field", "input", "encoding_format", "dimensions", "system", "stop_sequences", "metadata",
+    "thinking", "output_config",
 )  # fmt: skip
 
 FUNCTION = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}
@@ -45,6 +46,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
 PATHS = (
     "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/embeddings",
 )  # fmt: skip
 
 STRINGS = (
@@ -94,6 +96,9 @@ def _sound(rng: random.Random, path: str, model: str) -> dict[str, Any]:
     body: dict[str, Any] = {"max_tokens": rng.randrange(1, 12)}
     if path.startswith("/v1/messages"):
         return _sound_message(rng, {"model": model, **body})
+    if path == "/v1/embeddings":
+        texts = rng.choice(("hello", ["a", "b"], [1, 2, 3], [[1, 2], [3]], list(STRINGS[1:6])))
+        return {"input": texts, "encoding_format": rng.choice(("float", "base64"))}
     if path == "/v1/completions":
         body["prompt"] = rng.choice(
             ("hello", ["a", "b"], [1, 2, 3], [[1, 2], [3]], list(STRINGS[1:6]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import time
 from dataclasses import dataclass, field
 
@@ -205,13 +206,14 @@ class FakeEngine:
         return SequenceDelta(
             request_id=key[0],
             index=key[1],
-            token_ids=[token_id],
+            token_ids=[] if seq.request.pools else [token_id],
             logprobs=None if params.logprobs is None else [_logprob(token_id, params.logprobs)],
             prompt_logprobs=_prompt_logprobs(seq.request) if is_first and key[1] == 0 else None,
             finish_reason=finish,
             stop_token_id=token_id if finish == "stop" else None,
             num_cached=num_cached(seq.request) if is_first else 0,
             num_leased=num_leased(seq.request) if is_first else [],
+            pooled=pooled(seq.request) if is_first and seq.request.pools else None,
         )
 
     def _finish_reason(self, seq: _Sequence, token_id: int) -> FinishReason | None:
@@ -253,6 +255,12 @@ def num_leased(request: Request) -> list[int]:
         counts.append(max(0, end - done))
         done = max(done, end)
     return counts
+
+
+def pooled(request: Request) -> bytes:
+    """A vector that follows from the prompt."""
+    digest = hashlib.sha512(str(request.prompt_ids).encode()).digest()
+    return struct.pack(f"<{len(digest)}f", *(byte - 127.5 for byte in digest))
 
 
 def _logprob(token_id: int, num_top: int) -> TokenLogprob:

@@ -41,6 +41,7 @@ def test_route_table_is_what_we_think() -> None:
     assert {(method, path) for method, path, _ in ROUTES} == {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/embeddings"),
         ("POST", "/v1/messages"),
         ("POST", "/v1/messages/count_tokens"),
         ("GET", "/v1/models"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from nonet.cli.flags import ENGINE, configured
 from nonet.config.load import Loaded
 
@@ -10,6 +12,7 @@ __all__ = ["command"]
 
 def serve(loaded: Loaded) -> int:
     """Serve a model over HTTP."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by numpy; the cores are the engine's
     from nonet.engine.prepare import resolve_config
     from nonet.server.run import serve as run
 

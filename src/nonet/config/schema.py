@@ -185,6 +185,9 @@ class ServerConfig:
         str,
         Doc("how the model writes tool calls: auto, as its chat template shows, or a format"),
     ] = "auto"
+    embedder: Annotated[
+        str | None, Doc("text encoder offered beside the model: a packaged name or a directory")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Doc("lowest level logged")
     ] = "info"

@@ -37,9 +37,8 @@ class SequenceDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     stop_token_id: int | None = None  # the token that ended it, when finish_reason is "stop"
     error: str | None = None  # with finish_reason "error"
     num_cached: int = 0  # prompt tokens taken from the prefix cache, on the first delta
-    num_leased: list[
-        int
-    ] = []  # tokens newly kept under each lease of the request, on the first delta
+    num_leased: list[int] = []  # newly kept under each of the request's leases, on the first delta
+    pooled: bytes | None = None  # of a request that pools: float32, little endian
 
 
 class Completion(msgspec.Struct, kw_only=True):

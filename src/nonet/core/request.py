@@ -34,3 +34,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     adapter_id: str = ""
     service_class: ServiceClass = "standard"
     leases: tuple[PrefixLease, ...] = ()
+    pools: bool = False  # wants the mean of the last hidden states of its prompt instead of output

@@ -71,6 +71,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     drafts: tuple[int, ...] = ()
     num_samples: int = 0
     prompt_logprobs: bool = False  # return the log probabilities of this chunk's prompt tokens
+    pools: bool = False  # return the mean of the prompt's last hidden states, once it is complete
     kv_start: tuple[int, ...] | None = None  # None: `start` in every group
 
 
@@ -98,6 +99,7 @@ class RowResult(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: list[TokenLogprob] | None = (
         None  # of the prompt tokens at [start + 1, start + num_tokens]
     )
+    pooled: bytes | None = None  # float32, little endian
     num_accepted: int = 0
     drafts: tuple[int, ...] = ()  # proposed for the next step
     error: str | None = (

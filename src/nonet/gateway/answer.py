@@ -61,6 +61,7 @@ class ChoiceText:
     stop_reason: int | str | None = None
     calls: list[CallDelta] = field(default_factory=list)
     ends_in_calls: bool = False
+    embedding: bytes | None = None  # of a request that pools: float32, little endian
 
 
 @dataclass(slots=True)
@@ -130,6 +131,7 @@ class Ask:
     model: str = ""  # as the caller knows it: the served model, or an adapter over it
     echoed: tuple[int, ...] | None = None
     conversation: Conversation | None = None
+    encoder: str = ""  # the text encoder that is to answer; the model when empty
     is_streamed: bool = False
     idle_s: float | None = None
     keeps_steps: bool = False

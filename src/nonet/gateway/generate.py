@@ -110,6 +110,8 @@ class _AnswerText:
             piece.text_offsets += new.text_offsets
         if delta.prompt_logprobs is not None:
             piece.prompt_logprobs = delta.prompt_logprobs
+        if delta.pooled is not None:
+            piece.embedding = delta.pooled
         self.usage.completion_tokens += len(kept)
         if delta.index == 0:
             self._count_prompt(delta)

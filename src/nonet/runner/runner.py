@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import torch
@@ -23,6 +23,7 @@ from nonet.layers.forward_step import ForwardStep
 from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
 from nonet.runner.compactor import Compactor
+from nonet.runner.pooling import Pooler
 from nonet.runner.rehearsal import time_step
 from nonet.runner.sequences import LiveSequence, SequenceTable
 from nonet.runner.tap import LogitsTap
@@ -48,6 +49,14 @@ class RunnerTimes:
     propose_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _OfPrompts:
+    """What a step brought besides samples, by sequence."""
+
+    logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
+
+
 class Runner:
     """Owns the model's buffers and the state of live sequences. Plans come in order; nothing here decides anything."""
 
@@ -69,6 +78,7 @@ class Runner:
         self.recording = recording
         self._compactor = compactor
         self.tap: LogitsTap | None = None
+        self._pooler = Pooler()
         self.times = RunnerTimes()
 
     def time_step(self, num_tokens: int) -> float:
@@ -87,11 +97,14 @@ class Runner:
         shape, step = self._buffers.fill(plan.rows, self._sequences)
         prepared = time.perf_counter()
         windows = self._compactor.windows(plan) if self._compactor else None
-        prompt: dict[int, list[TokenLogprob]] = {}
-        if windows is not None or any(row.prompt_logprobs for row in plan.rows):
+        prompts = _OfPrompts()
+        if windows is not None or any(row.prompt_logprobs or row.pools for row in plan.rows):
             step = replace(step, on_queries=windows)
             hidden = self._model.hidden(step)
-            prompt = self._prompt_logprobs(plan.rows, hidden)
+            prompts = _OfPrompts(
+                self._prompt_logprobs(plan.rows, hidden),
+                self._pooler.add(plan.rows, hidden, self._sequences),
+            )
             logits = self._model.logits(hidden[step.rows.long()]) if shape.num_rows else None
         else:
             logits = self._forward(shape, step)
@@ -101,7 +114,7 @@ class Runner:
         forwarded = time.perf_counter()
         self._show(plan.rows, logits)
         sampled = self._sample(plan.rows, logits)
-        result = self._results(plan, sampled, prompt)
+        result = self._results(plan, sampled, prompts)
         sampled_at = time.perf_counter()
         if self._proposer is not None:
             result = self._propose(self._proposer, plan.rows, result)
@@ -114,6 +127,7 @@ class Runner:
 
     def _take_changes(self, plan: StepPlan) -> None:
         for seq_id in plan.gone:
+            self._pooler.forget(seq_id)
             slot = self._sequences.remove(seq_id)
             if slot is not None:
                 self._sampler.remove(slot)
@@ -177,20 +191,16 @@ class Runner:
             first += row.num_samples
         return found
 
-    def _results(
-        self, plan: StepPlan, sampled: list[Sampled], prompt: dict[int, list[TokenLogprob]]
-    ) -> StepResult:
+    def _results(self, plan: StepPlan, sampled: list[Sampled], prompts: _OfPrompts) -> StepResult:
         results: list[RowResult] = []
         first = 0
         for row in plan.rows:
             mine = sampled[first : first + row.num_samples]
             first += row.num_samples
-            results.append(self._row_result(row, mine, prompt.get(row.seq_id)))
+            results.append(self._row_result(row, mine, prompts))
         return StepResult(step_id=plan.step_id, rows=results)
 
-    def _row_result(
-        self, row: Row, sampled: list[Sampled], prompt: list[TokenLogprob] | None
-    ) -> RowResult:
+    def _row_result(self, row: Row, sampled: list[Sampled], prompts: _OfPrompts) -> RowResult:
         kept: list[Sampled] = []
         for place, one in enumerate(sampled):
             if one.error is not None:
@@ -208,7 +218,8 @@ class Runner:
             seq_id=row.seq_id,
             token_ids=token_ids,
             logprobs=[one.logprob for one in kept if one.logprob is not None] if wants else None,
-            prompt_logprobs=prompt,
+            prompt_logprobs=prompts.logprobs.get(row.seq_id),
+            pooled=prompts.pooled.get(row.seq_id),
             num_accepted=max(0, len(kept) - 1),
         )
 

@@ -288,6 +288,7 @@ class Planner:
                 drafts=drafts,
                 num_samples=num_samples,
                 prompt_logprobs=seq.wants_prompt_logprobs and start + 1 < seq.num_prompt,
+                pools=seq.wants_pooling and start < seq.num_prompt,
                 kv_start=None if seq.compact_at is None else self._kv.kv_start(seq, start),
             )
         )

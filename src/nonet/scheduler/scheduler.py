@@ -293,6 +293,8 @@ class Scheduler:
         assert len(outcome.token_ids) == (outcome.num_accepted + 1 if row.num_samples else 0)
         if row.prompt_logprobs:
             self._gather_prompt_logprobs(seq, row, outcome)
+        if outcome.pooled is not None:
+            seq.pooled = outcome.pooled
         before = len(seq.token_ids)
         ending = extend(seq, outcome.token_ids)
         known = len(seq.token_ids)
@@ -345,14 +347,18 @@ class Scheduler:
         stop_token_id: int | None = None,
         error: str | None = None,
     ) -> None:
+        if seq.request.pools:
+            token_ids = []
         self._tally.generation_tokens += len(token_ids)
         if logprobs is not None:
             logprobs = logprobs[: len(token_ids)]
         prompt_logprobs, num_cached = None, 0
         num_leased: list[int] = []
+        pooled = None
         if not seq.has_reported:
             seq.has_reported = True
             num_cached, num_leased = seq.num_cached or 0, seq.num_leased
+            pooled = seq.pooled
             if seq.index == 0:
                 self._tally.prompt_tokens += seq.num_prompt
             if seq.prompt_logprobs is not None and not seq.wants_prompt_logprobs:
@@ -369,6 +375,7 @@ class Scheduler:
                 error=error,
                 num_cached=num_cached,
                 num_leased=num_leased,
+                pooled=pooled,
             )
         )
 

@@ -64,9 +64,7 @@ class Sequence:
     num_planned: int = 0
     compact_at: int | None = None
     num_cached: int | None = None  # of the first admission
-    num_leased: list[int] = field(
-        default_factory=list
-    )  # an entry for each lease that was dealt with
+    num_leased: list[int] = field(default_factory=list)  # an entry for each lease dealt with
     num_unread: int = 0  # samples of steps in flight
     num_in_flight: int = 0  # rows of steps in flight
     last_step: int = -1  # the newest step it has a row in
@@ -75,6 +73,7 @@ class Sequence:
     followers: list[Sequence] = field(default_factory=list)  # choices that wait for its prompt
     has_reported: bool = False  # a delta was sent
     prompt_logprobs: list[TokenLogprob | None] | None = None  # None: not asked for
+    pooled: bytes | None = None
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -113,8 +112,12 @@ class Sequence:
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
 
     @property
+    def wants_pooling(self) -> bool:
+        return self.request.pools and self.pooled is None
+
+    @property
     def can_hit(self) -> bool:
-        return not self.wants_prompt_logprobs
+        return not self.wants_prompt_logprobs and not self.wants_pooling
 
     def move(self, status: Status) -> None:
         """The only way to change `status`."""

@@ -23,6 +23,7 @@ from nonet.server.errors import route_error
 from nonet.server.openai.adapters import load_adapter, unload_adapter
 from nonet.server.openai.chat import chat_completions
 from nonet.server.openai.completions import completions
+from nonet.server.openai.embeddings import embeddings
 from nonet.server.openai.models import list_models, show_model
 from nonet.server.openai.tokenize import detokenize, tokenize
 from nonet.server.replays import Replays
@@ -36,6 +37,7 @@ logger = logging.getLogger("nonet.server")
 ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
+    ("POST", "/v1/embeddings", embeddings),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", list_models),

@@ -80,6 +80,8 @@ def _extend(whole: ChoiceText, piece: ChoiceText) -> None:
     whole.calls += piece.calls
     if piece.prompt_logprobs is not None:
         whole.prompt_logprobs = piece.prompt_logprobs
+    if piece.embedding is not None:
+        whole.embedding = piece.embedding
     if piece.finish_reason is not None:
         whole.finish_reason = piece.finish_reason
         whole.stop_reason = piece.stop_reason

@@ -33,6 +33,7 @@ class Generation:
         echoed: Sequence[int] | None = None,
         conversation: Conversation | None = None,
         finder: CallFinder | None = None,
+        encoder: str = "",
     ) -> None:
         """`echoed` is, per request, how many characters of prompt the answer will repeat before its own. `finder`
         takes tool calls out of the text."""
@@ -45,9 +46,10 @@ class Generation:
             requests=tuple(requests),
             caller=call.caller,
             route=call.scope["path"],
-            model=call.model.name,
+            model=encoder or call.model.name,
             echoed=tuple(echoed) if echoed is not None else None,
             conversation=conversation,
+            encoder=encoder,
         )
         self._received_s = received_s
         self._finder = finder

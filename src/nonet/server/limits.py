@@ -26,6 +26,7 @@ HTTP_LIMITS: dict[str, Limit] = {
     "choices": Limit("int", 1, 1024, doc="prompts times n in one request"),
     "json_depth": Limit("int", 0, 64, doc="nesting of tools and other free-form objects"),
     "content_parts": Limit("list[str]", max_length=1024, doc="text parts in one message"),
+    "embedding_inputs": Limit("list[str]", max_length=2048, doc="texts in one embedding request"),
     "tools": Limit("list[str]", max_length=512, doc="tools in one chat"),
     "choice": Limit("list[str]", max_length=4096, doc="texts that an answer is chosen from"),
     "tool_calls": Limit("list[str]", max_length=512, doc="tool calls in one message"),

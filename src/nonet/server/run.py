@@ -29,14 +29,16 @@ from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
 from nonet.engine.client import EngineClient, EngineLaunch, Supervision
 from nonet.gateway.assemble import build, open_site
+from nonet.gateway.encode import beside
 from nonet.gateway.generate import EngineAnswers
 from nonet.gateway.limits import check_limits
-from nonet.gateway.pipeline import Pipeline
+from nonet.gateway.pipeline import Next, Pipeline
 from nonet.gateway.site import Site
 from nonet.grammar import GRAMMARS
 from nonet.server.admin import bind_admin, create_admin_app
 from nonet.server.app import create_app
 from nonet.server.auth import HostList, KeyRing, refuse_open_bind
+from nonet.server.encoder import ServedEncoder, load_encoder
 from nonet.server.grammar import GrammarGate
 from nonet.server.key_store import stored_keys
 from nonet.server.keys import read_keys
@@ -127,11 +129,14 @@ class Serving:
             tokenizer, template = await loop.run_in_executor(
                 self._pool, _load_text, self._resolved.model_path
             )
-            state = self._state(tokenizer, template)
+            encoder = await loop.run_in_executor(self._pool, load_encoder, self._config.embedder)
+            state = self._state(tokenizer, template, encoder)
             await state.pipeline.start()
             with self._socket:
                 await self._serve(state, engine_start, show)
             await state.pipeline.close()
+            if encoder is not None:
+                encoder.answers.close()
         finally:
             engine_start.cancel()
             await asyncio.gather(engine_start, return_exceptions=True)
@@ -189,7 +194,9 @@ class Serving:
             await asyncio.sleep(DRAIN_POLL_S)
         logger.info("event=drained active=%d", len(state.active))
 
-    def _state(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> ServerState:
+    def _state(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, encoder: ServedEncoder | None
+    ) -> ServerState:
         resolved, spec, engine = self._resolved, self._spec, self._engine
         metrics = Metrics(resolved.served_name, lambda: engine.stats, lambda: engine.num_deaths)
         return ServerState(
@@ -204,17 +211,19 @@ class Serving:
                 created=int(time.time()),
                 max_model_len=resolved.max_model_len,
                 vocab_size=spec.vocab_size,
+                hidden_size=spec.hidden_size,
                 eos_ids=spec.eos_ids,
                 generation=spec.generation,
             ),
             keys=self._keys,
             hosts=HostList(self._config),
             metrics=metrics,
-            pipeline=Pipeline(self._layers, EngineAnswers(engine, tokenizer)),
+            pipeline=Pipeline(self._layers, _end_of_pipeline(engine, tokenizer, encoder)),
             database=self._site.database,
             ledger=self._site.ledger if self._site.books else None,
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
+            encoder=encoder,
             adapter_dir=resolved.adapters.directory if resolved.adapters else None,
         )
 
@@ -285,6 +294,13 @@ def _bind(config: ServerConfig) -> socket.socket:
             f"cannot listen on {config.host}:{config.port}: {error}; choose another host or port"
         ) from None
     return listener
+
+
+def _end_of_pipeline(
+    engine: EngineClient, tokenizer: Tokenizer, encoder: ServedEncoder | None
+) -> Next:
+    answers = EngineAnswers(engine, tokenizer)
+    return answers if encoder is None else beside(answers, encoder.answers)
 
 
 def _load_text(model_path: str) -> tuple[Tokenizer, ChatTemplate | None]:

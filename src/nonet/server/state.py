@@ -13,6 +13,7 @@ from nonet.core.model_spec import GenerationDefaults
 from nonet.engine.client import EngineClient
 from nonet.gateway.pipeline import Pipeline
 from nonet.server.auth import HostList, KeyRing
+from nonet.server.encoder import ServedEncoder
 from nonet.server.grammar import GrammarGate
 from nonet.server.limits import check_length
 from nonet.server.sse import StreamGuard
@@ -36,6 +37,7 @@ class ServedModel:
     created: int
     max_model_len: int
     vocab_size: int
+    hidden_size: int
     eos_ids: tuple[int, ...]
     generation: GenerationDefaults
     adapter_id: str = ""  # of an adapter over the model, which clients see as a model of its own
@@ -59,6 +61,7 @@ class ServerState:
     pipeline: Pipeline  # the layers above the engine, and below them the engine
     database: Database | None  # None without a data_dir
     ledger: Ledger | None  # None where no layer books
+    encoder: ServedEncoder | None = None  # beside the model
     adapter_dir: str | None = None  # below which adapters may be loaded over HTTP
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False

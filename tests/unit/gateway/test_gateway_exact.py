@@ -74,7 +74,7 @@ def flips() -> dict[str, Ask]:
     }  # fmt: skip
     fields: dict[str, Any] = {
         "request_id": "b-0", "prompt_ids": [1, 2], "eos_ids": (5,), "priority": 3, "cache_salt": "s",
-        "adapter_id": "lora", "service_class": "batch", "leases": (PrefixLease(2, 300.0),),
+        "adapter_id": "lora", "service_class": "batch", "leases": (PrefixLease(2, 300.0),), "pools": True,
     }  # fmt: skip
     found: dict[str, Ask] = {}
 
@@ -87,6 +87,7 @@ def flips() -> dict[str, Ask]:
     for name, value in fields.items():
         found[f"request.{name}"] = with_request(msgspec.structs.replace(request, **{name: value}))
     found["echoed"] = dataclasses.replace(base, echoed=(4,))
+    found["encoder"] = dataclasses.replace(base, encoder="minilm")
     found["requests"] = dataclasses.replace(base, requests=(request, request))
     found["tenant"] = dataclasses.replace(base, caller=Caller(tenant="other"))
     for name, value in (("tools", [{"name": "f"}]), ("response_format", {"type": "json_object"})):

@@ -31,6 +31,7 @@ def ask_key(ask: Ask, fingerprint: bytes) -> bytes:
         fingerprint,
         ask.caller.tenant,
         ask.echoed,
+        ask.encoder,
         settings,
         [_fields(request) for request in ask.requests],
     )

@@ -23,6 +23,7 @@ class _Piece(msgspec.Struct, array_like=True, frozen=True):
     logprobs: list[TokenLogprob] = []
     text_offsets: list[int] = []
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    embedding: bytes | None = None
 
 
 class _Answer(msgspec.Struct, array_like=True, frozen=True):
@@ -92,7 +93,7 @@ def piece_bytes(pieces: list[ChoiceText]) -> int:
     """About how much memory the pieces of a step take."""
     size = 64
     for piece in pieces:
-        size += 256 + len(piece.text) + 8 * len(piece.token_ids)
+        size += 256 + len(piece.text) + 8 * len(piece.token_ids) + len(piece.embedding or b"")
         for rows in (piece.logprobs, piece.prompt_logprobs or ()):
             size += sum(80 * (1 + len(row.top)) for row in rows if row is not None)
     return size
@@ -108,6 +109,7 @@ def _packed(piece: ChoiceText) -> _Piece:
         logprobs=piece.logprobs,
         text_offsets=piece.text_offsets,
         prompt_logprobs=piece.prompt_logprobs,
+        embedding=piece.embedding,
     )
 
 
@@ -121,4 +123,5 @@ def _unpacked(piece: _Piece) -> ChoiceText:
         prompt_logprobs=piece.prompt_logprobs,
         finish_reason=piece.finish_reason,
         stop_reason=piece.stop_reason,
+        embedding=piece.embedding,
     )

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nonet.server.call import Call
+from nonet.server.encoder import ServedEncoder
 from nonet.server.state import ServedModel
 
 __all__ = ["list_models", "show_model"]
@@ -14,6 +15,8 @@ __all__ = ["list_models", "show_model"]
 async def list_models(call: Call) -> None:
     state = call.state
     cards = [_card(model, state.model.name) for model in state.models()]
+    if state.encoder is not None:
+        cards.append(_encoder_card(state.encoder))
     await call.respond(
         {
             "object": "list",
@@ -26,21 +29,33 @@ async def list_models(call: Call) -> None:
 
 
 async def show_model(call: Call) -> None:
-    model = call.choose_model(call.scope["path_params"]["name"])
-    await call.respond(_card(model, call.state.model.name))
+    name, encoder = call.scope["path_params"]["name"], call.state.encoder
+    if encoder is not None and name == encoder.name:
+        await call.respond(_encoder_card(encoder))
+        return
+    await call.respond(_card(call.choose_model(name), call.state.model.name))
 
 
 def _card(model: ServedModel, base: str) -> dict[str, Any]:
     """`parent` is what an adapter was made for."""
+    parent = base if model.adapter_id else None
+    return _any_card(model.name, model.created, model.max_model_len, parent)
+
+
+def _encoder_card(encoder: ServedEncoder) -> dict[str, Any]:
+    return _any_card(encoder.name, encoder.created, encoder.embedder.max_tokens, None)
+
+
+def _any_card(name: str, created: int, max_model_len: int, parent: str | None) -> dict[str, Any]:
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
-        "created": model.created,
+        "created": created,
         "owned_by": "nonet",
-        "root": model.name,
-        "parent": base if model.adapter_id else None,
-        "max_model_len": model.max_model_len,
+        "root": name,
+        "parent": parent,
+        "max_model_len": max_model_len,
         "type": "model",
-        "display_name": model.name,
-        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
     }

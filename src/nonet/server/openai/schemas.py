@@ -14,6 +14,7 @@ __all__ = [
     "CompletionRequest",
     "ContentPart",
     "DetokenizeRequest",
+    "EmbeddingRequest",
     "LoadAdapterRequest",
     "SamplingFields",
     "StreamOptions",
@@ -98,6 +99,14 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
+
+
+class EmbeddingRequest(SamplingFields, frozen=True, kw_only=True):
+    """POST /v1/embeddings. `input` is a text, a list of texts, token ids, or a list of lists of token ids."""
+
+    input: str | list[str | int | list[int]]
+    encoding_format: str | None = None
+    dimensions: int | None = None
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
