@@ -59,6 +59,7 @@ class ChoiceText:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    thought: str = ""  # what the model wrote for itself; found above the gateway too
     calls: list[CallDelta] = field(default_factory=list)
     ends_in_calls: bool = False
     embedding: bytes | None = None  # of a request that pools: float32, little endian
@@ -73,6 +74,7 @@ class Usage:
     cached_tokens: int = 0
     written_5m_tokens: int = 0  # prompt tokens kept in the prefix cache on request, for 5 minutes
     written_1h_tokens: int = 0  # and for an hour
+    thought_tokens: int = 0  # of the completion, what the model wrote for itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,13 @@ from nonet.server.openai.chat import chat_completions
 from nonet.server.openai.completions import completions
 from nonet.server.openai.embeddings import embeddings
 from nonet.server.openai.models import list_models, show_model
+from nonet.server.openai.responses.create import create_response, input_tokens
+from nonet.server.openai.responses.stored import (
+    cancel_response,
+    delete_response,
+    list_input_items,
+    show_response,
+)
 from nonet.server.openai.tokenize import detokenize, tokenize
 from nonet.server.replays import Replays
 from nonet.server.state import ServerState
@@ -39,6 +46,12 @@ ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/embeddings", embeddings),
     ("POST", "/v1/messages", create_message),
+    ("POST", "/v1/responses", create_response),
+    ("POST", "/v1/responses/input_tokens", input_tokens),
+    ("GET", "/v1/responses/{response_id}", show_response),
+    ("DELETE", "/v1/responses/{response_id}", delete_response),
+    ("POST", "/v1/responses/{response_id}/cancel", cancel_response),
+    ("GET", "/v1/responses/{response_id}/input_items", list_input_items),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),

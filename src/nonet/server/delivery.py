@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from nonet.core.errors import NonetError
@@ -31,10 +31,17 @@ class StreamShape(Protocol):
         ...
 
 
-async def send_stream(call: Call, generation: Generation, shape: StreamShape) -> None:
+async def send_stream(
+    call: Call,
+    generation: Generation,
+    shape: StreamShape,
+    *,
+    before_end: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Events as the engine steps; one write for all choices of a step.
 
     Nothing is sent before the first text, so that a rejection is still a status; a long silence sends the head early.
+    `before_end` is awaited once all pieces were taken and before their end is told; its error is told instead.
     """
     stream = call.event_stream()
     idle_s = call.state.config.keep_alive_s
@@ -51,6 +58,8 @@ async def send_stream(call: Call, generation: Generation, shape: StreamShape) ->
                     events += b"".join([shape.piece(piece) for piece in pieces])
                     if events:
                         await stream.write(events)
+                if before_end is not None:
+                    await before_end()
             except NonetError as error:
                 if not stream.is_started:
                     raise
@@ -60,16 +69,23 @@ async def send_stream(call: Call, generation: Generation, shape: StreamShape) ->
 
 
 async def send_whole(
-    call: Call, generation: Generation, build: Callable[[list[ChoiceText]], dict[str, Any]]
+    call: Call,
+    generation: Generation,
+    build: Callable[[list[ChoiceText]], dict[str, Any]],
+    *,
+    before_end: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """One JSON object when all choices have finished."""
+    """One JSON object when all choices have finished and `before_end` is done."""
     pieces_at_end = generation.pieces(each_step=False)
     async with call.while_connected(), contextlib.aclosing(pieces_at_end) as steps:
         choices = [ChoiceText(choice) for choice in range(generation.num_choices)]
         async for pieces in steps:
             for piece in pieces:
                 _extend(choices[piece.choice], piece)
-        await call.respond(build(choices))
+        answer = build(choices)
+        if before_end is not None:
+            await before_end()
+        await call.respond(answer)
 
 
 def _extend(whole: ChoiceText, piece: ChoiceText) -> None:
@@ -77,6 +93,7 @@ def _extend(whole: ChoiceText, piece: ChoiceText) -> None:
     whole.token_ids += piece.token_ids
     whole.logprobs += piece.logprobs
     whole.text_offsets += piece.text_offsets
+    whole.thought += piece.thought
     whole.calls += piece.calls
     if piece.prompt_logprobs is not None:
         whole.prompt_logprobs = piece.prompt_logprobs

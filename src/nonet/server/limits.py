@@ -27,6 +27,12 @@ HTTP_LIMITS: dict[str, Limit] = {
     "json_depth": Limit("int", 0, 64, doc="nesting of tools and other free-form objects"),
     "content_parts": Limit("list[str]", max_length=1024, doc="text parts in one message"),
     "embedding_inputs": Limit("list[str]", max_length=2048, doc="texts in one embedding request"),
+    "items": Limit("list[str]", max_length=8192, doc="items in the input of one response"),
+    "metadata": Limit("list[str]", max_length=16, doc="entries of metadata"),
+    "page": Limit("int", 1, 100, doc="entries in one page of a list"),
+    "prompt_cache_key": Limit(
+        "str", max_length=512, doc="accepted; there is one cache, so it routes nothing"
+    ),
     "tools": Limit("list[str]", max_length=512, doc="tools in one chat"),
     "choice": Limit("list[str]", max_length=4096, doc="texts that an answer is chosen from"),
     "tool_calls": Limit("list[str]", max_length=512, doc="tool calls in one message"),

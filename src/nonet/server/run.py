@@ -47,6 +47,7 @@ from nonet.server.sse import StreamGuard
 from nonet.server.startup import curl_line, startup_table
 from nonet.server.state import ServedModel, ServerState
 from nonet.server.tools import ToolSupport
+from nonet.store.responses import response_store
 from nonet.telemetry.metrics import Metrics
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
@@ -132,6 +133,7 @@ class Serving:
             encoder = await loop.run_in_executor(self._pool, load_encoder, self._config.embedder)
             state = self._state(tokenizer, template, encoder)
             await state.pipeline.start()
+            await state.responses.start()
             with self._socket:
                 await self._serve(state, engine_start, show)
             await state.pipeline.close()
@@ -221,6 +223,7 @@ class Serving:
             pipeline=Pipeline(self._layers, _end_of_pipeline(engine, tokenizer, encoder)),
             database=self._site.database,
             ledger=self._site.ledger if self._site.books else None,
+            responses=response_store(self._site.database),
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
             encoder=encoder,

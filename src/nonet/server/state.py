@@ -19,6 +19,7 @@ from nonet.server.limits import check_length
 from nonet.server.sse import StreamGuard
 from nonet.server.tools import ToolSupport
 from nonet.store.database import Database
+from nonet.store.responses import ResponseStore
 from nonet.telemetry.ledger import Ledger
 from nonet.telemetry.metrics import Metrics
 from nonet.text.chat_template import ChatTemplate
@@ -63,6 +64,7 @@ class ServerState:
     ledger: Ledger | None  # None where no layer books
     encoder: ServedEncoder | None = None  # beside the model
     adapter_dir: str | None = None  # below which adapters may be loaded over HTTP
+    responses: ResponseStore  # turns of conversations
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False
     active: set[object] = field(default_factory=set)  # calls that run, probes left out

@@ -1,0 +1,92 @@
+"""Responses that were kept: GET and DELETE /v1/responses/{id}, its input items, and /cancel."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from nonet.core.errors import InvalidRequestError, NotFoundError
+from nonet.server.call import Call
+from nonet.server.limits import check_length, maximum
+
+__all__ = ["cancel_response", "delete_response", "list_input_items", "show_response"]
+
+DEFAULT_PAGE = 20
+
+
+async def show_response(call: Call) -> None:
+    record = await call.state.responses.get(call.tenant, _asked_id(call))
+    await call.respond_bytes(record.answer)
+
+
+async def delete_response(call: Call) -> None:
+    """The turn is gone, and with it what a later turn would continue."""
+    response_id = _asked_id(call)
+    await call.state.responses.delete(call.tenant, response_id)
+    await call.respond({"id": response_id, "object": "response", "deleted": True})
+
+
+async def cancel_response(call: Call) -> None:
+    await call.state.responses.get(call.tenant, _asked_id(call))
+    raise InvalidRequestError(
+        "only a response in the background can be cancelled, and this server makes none"
+    )
+
+
+async def list_input_items(call: Call) -> None:
+    """The items that came with a turn, the newest first unless asked for otherwise."""
+    record = await call.state.responses.get(call.tenant, _asked_id(call))
+    query = _query(call)
+    items = orjson.loads(record.input)
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequestError(f"order is {order[:20]!r}; allowed: asc, desc", "order")
+    if order == "desc":
+        items.reverse()
+    await call.respond(_page(items, _limit(query), query.get("after")))
+
+
+def _page(items: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
+    start = 0
+    if after is not None:
+        start = next((i + 1 for i, item in enumerate(items) if item["id"] == after), -1)
+        if start < 0:
+            raise NotFoundError(f"the response has no input item {after[:100]!r}")
+    page = items[start : start + limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": start + limit < len(items),
+    }
+
+
+def _limit(query: dict[str, str]) -> int:
+    given = query.get("limit")
+    if given is None:
+        return DEFAULT_PAGE
+    most = maximum("page")
+    if not given.isascii() or not given.isdigit() or len(given) > 9 or not 1 <= int(given) <= most:
+        raise InvalidRequestError(
+            f"limit is {given[:20]!r}; allowed: a number from 1 to {most}", "limit"
+        )
+    return int(given)
+
+
+def _query(call: Call) -> dict[str, str]:
+    """The last value of each parameter."""
+    text = call.scope["query_string"].decode("latin-1")
+    try:
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=32)
+    except ValueError:
+        raise InvalidRequestError("the query has too many parameters") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def _asked_id(call: Call) -> str:
+    response_id: str = call.scope["path_params"]["response_id"]
+    check_length("name", len(response_id), "response_id")
+    return response_id
