@@ -14,7 +14,8 @@ FIELDS = (
     "return_token_ids", "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
     "guided_grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "messages", "prompt",
     "suffix", "unknown_field", "input", "encoding_format", "dimensions", "system", "stop_sequences", "metadata",
-    "thinking", "output_config",
+    "thinking", "output_config", "instructions", "previous_response_id", "store", "include", "max_output_tokens",
+    "text", "reasoning", "truncation", "prompt_cache_key", "background",
 )  # fmt: skip
 
 FUNCTION = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}
@@ -47,6 +48,7 @@ PATHS = (
     "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/embeddings",
+    "/v1/responses", "/v1/responses/input_tokens",
 )  # fmt: skip
 
 STRINGS = (
@@ -99,6 +101,8 @@ def _sound(rng: random.Random, path: str, model: str) -> dict[str, Any]:
     if path == "/v1/embeddings":
         texts = rng.choice(("hello", ["a", "b"], [1, 2, 3], [[1, 2], [3]], list(STRINGS[1:6])))
         return {"input": texts, "encoding_format": rng.choice(("float", "base64"))}
+    if path.startswith("/v1/responses"):
+        return _sound_turn(rng)
     if path == "/v1/completions":
         body["prompt"] = rng.choice(
             ("hello", ["a", "b"], [1, 2, 3], [[1, 2], [3]], list(STRINGS[1:6]))
@@ -145,6 +149,29 @@ def _sound_message(rng: random.Random, body: dict[str, Any]) -> dict[str, Any]:
             },
         ]
     return body
+
+
+def _sound_turn(rng: random.Random) -> dict[str, Any]:
+    """The Responses API's form."""
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": rng.choice(STRINGS)}
+    items = [
+        {
+            "role": rng.choice(("user", "user", "assistant", "developer")),
+            "content": rng.choice(STRINGS),
+        },
+        call,
+        {"type": "function_call_output", "call_id": "c1", "output": "42"},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+    ]
+    turn: dict[str, Any] = {
+        "input": rng.choice(("hello", rng.choices(items, k=rng.randrange(1, 4)))),
+        "max_output_tokens": rng.randrange(1, 12),
+    }
+    if rng.random() < 0.3:
+        turn["stream"] = True
+    if rng.random() < 0.3:
+        turn["store"] = rng.random() < 0.5
+    return turn
 
 
 def _value(rng: random.Random, depth: int) -> Any:

@@ -1,4 +1,4 @@
-"""Cuts openapi.json of this folder from the published description: `NONET_DATA=... python -m tests.data.openai.extract`.
+"""Cuts openapi.json from the published description: `NONET_DATA=... python -m tests.data.openai.extract`.
 
 Kept are the answers that this server gives and what they reach, without prose. Of the unions over all of OpenAI's items
 and tools only the kinds that are served here stay, so the cut is stricter than the whole.
@@ -56,11 +56,14 @@ def main() -> None:
 
 
 def _bare(value: Any, *, is_map: bool = False) -> Any:
-    """Without prose; the names of properties are no keywords."""
+    """Without prose, and `nullable` in today's words; the names of properties are no keywords."""
     if isinstance(value, list):
         return [_bare(item) for item in value]
     if not isinstance(value, dict):
         return value
+    if value.get("nullable") is True and not is_map:
+        rest = {key: item for key, item in value.items() if key != "nullable"}
+        return {"anyOf": [_bare(rest), {"type": "null"}]}
     return {
         key: _bare(item, is_map=key == "properties" and not is_map)
         for key, item in value.items()

@@ -54,8 +54,8 @@ def test_calls_join_the_message_before_them_and_thoughts_the_one_after() -> None
         "content": [{"type": "reasoning_text", "text": "hm"}],
     }
     given = [
-        {"role": "user", "content": "x"}, {"role": "assistant", "content": "let me see"}, CALL, {**CALL, "call_id": "c2"},
-        RESULT, thought, CALL,
+        {"role": "user", "content": "x"}, {"role": "assistant", "content": "let me see"}, CALL,
+        {**CALL, "call_id": "c2"}, RESULT, thought, CALL,
     ]  # fmt: skip
     plain = messages(given)
     assert [call["id"] for call in plain[1]["tool_calls"]] == ["c1", "c2"]

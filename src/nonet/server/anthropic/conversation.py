@@ -7,8 +7,7 @@ from typing import Any
 
 from nonet.core.errors import InvalidRequestError
 from nonet.server.anthropic.schemas import Block, Message, Prompt
-from nonet.server.limits import check_depth, check_length
-from nonet.server.prompts import check_text
+from nonet.server.limits import check_depth, check_length, check_text
 
 __all__ = ["continued_text", "template_messages", "template_tools"]
 

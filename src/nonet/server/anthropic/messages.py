@@ -19,10 +19,10 @@ from nonet.server.anthropic.schemas import CountRequest, MessagesRequest
 from nonet.server.call import Call
 from nonet.server.delivery import send_stream, send_whole
 from nonet.server.generation import Generation
-from nonet.server.limits import check_length
+from nonet.server.limits import check_length, check_text
 from nonet.server.openai.sampling import sampling_params, service_class
 from nonet.server.openai.schemas import SamplingFields
-from nonet.server.prompts import check_fits, check_text
+from nonet.server.prompts import check_fits
 from nonet.server.requests import Terms, engine_requests
 from nonet.server.state import ServedModel
 

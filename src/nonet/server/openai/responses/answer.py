@@ -47,7 +47,7 @@ class ResponseHead:
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "model": self.model,
             "output": output,
-            "usage": response_usage(usage) if usage is not None else None,
+            **({"usage": response_usage(usage)} if usage is not None else {}),
             **self._asked(body),
         }
 

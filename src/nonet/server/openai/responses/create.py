@@ -18,7 +18,7 @@ from nonet.gateway.answer import Conversation
 from nonet.server.call import Call
 from nonet.server.delivery import send_stream, send_whole
 from nonet.server.generation import ChoiceText, Generation
-from nonet.server.limits import check_length
+from nonet.server.limits import check_length, check_text
 from nonet.server.openai.logprobs import chat_logprobs
 from nonet.server.openai.responses.answer import ResponseHead
 from nonet.server.openai.responses.output import Logprobs, OutputItems
@@ -27,7 +27,7 @@ from nonet.server.openai.responses.schemas import InputTokensRequest, ResponsesR
 from nonet.server.openai.responses.stream import ResponseEvents
 from nonet.server.openai.sampling import check_common, sampling_params, terms_of
 from nonet.server.openai.schemas import SamplingFields
-from nonet.server.prompts import check_fits, check_text
+from nonet.server.prompts import check_fits
 from nonet.server.requests import engine_requests
 from nonet.server.state import ServedModel
 from nonet.store.responses import ResponseRecord

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nonet.core.errors import InvalidRequestError
-from nonet.server.limits import check_length
+from nonet.server.limits import check_length, check_text
 from nonet.server.openai.responses.schemas import InputItem, Part
-from nonet.server.prompts import check_text
 
 __all__ = ["Item", "given_items", "item_messages", "new_id"]
 

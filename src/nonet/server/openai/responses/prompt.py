@@ -10,10 +10,10 @@ import orjson
 from nonet.core.errors import InvalidRequestError, NotFoundError
 from nonet.server.answer_form import AnswerForm, answer_form
 from nonet.server.call import Call
-from nonet.server.limits import check_depth, check_length
+from nonet.server.limits import check_depth, check_length, check_text
 from nonet.server.openai.responses.items import Item, given_items, item_messages
 from nonet.server.openai.responses.schemas import InputTokensRequest, TextFormat
-from nonet.server.prompts import check_text, encode_text, render_chat
+from nonet.server.prompts import encode_text, render_chat
 from nonet.server.requests import check_model
 from nonet.server.shapes import JsonSchemaFormat, ResponseFormat, ShapeFields, asked_shape
 from nonet.server.tools import checked_tools
