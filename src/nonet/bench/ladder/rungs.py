@@ -124,6 +124,7 @@ PROOFS: dict[str, Proof] = {
     "weights as in the file": _less("weight_bytes", "bytes of weights"),
     "FP8 weights": _less("weight_bytes", "bytes of weights"),
     "prompt lookup": _counted("nonet_accepted_tokens", "drafted tokens stood"),
+    "INT8 KV": _less("kv_bytes_per_block", "bytes of a KV block"),
     "SnapKV": _counted("nonet_compactions", "caches pruned"),
     "exact cache": _answered("exact"),
 }
