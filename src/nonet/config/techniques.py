@@ -82,9 +82,7 @@ TECHNIQUES = (
         is_rung=False,
     ),
     Technique(name="prompt lookup", on={"speculate": "prompt_lookup"}, off={"speculate": "none"}),
-    Technique(
-        name="INT8 KV", on={"kv_format": "int8"}, off={"kv_format": "auto"}, is_lossy=True
-    ),
+    Technique(name="INT8 KV", on={"kv_format": "int8"}, off={"kv_format": "auto"}, is_lossy=True),
     Technique(
         name="SnapKV",
         on={"kv_prune": "snapkv:window=16,budget=256"},

@@ -20,6 +20,7 @@ MODEL = ServedModel(
     created=0,
     max_model_len=128,
     vocab_size=100,
+    hidden_size=8,
     eos_ids=(2,),
     generation=GenerationDefaults(temperature=0.6, top_k=20, repetition_penalty=1.1),
 )

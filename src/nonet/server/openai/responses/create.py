@@ -29,7 +29,6 @@ from nonet.server.openai.sampling import check_common, sampling_params, terms_of
 from nonet.server.openai.schemas import SamplingFields
 from nonet.server.prompts import check_fits
 from nonet.server.requests import engine_requests
-from nonet.server.state import ServedModel
 from nonet.store.responses import ResponseRecord
 
 __all__ = ["create_response", "input_tokens"]
@@ -41,9 +40,9 @@ async def create_response(call: Call) -> None:
     """Answer a turn, as a stream or whole, and keep it for later turns unless told not to."""
     received_s = time.monotonic()
     body = await call.json(ResponsesRequest)
-    model = call.state.model
+    model = call.choose_model(body.model)
     fields = _sampling_fields(body)
-    _check(body, fields, model)
+    _check(body, fields)
     params = sampling_params(
         fields, model, max_tokens=body.max_output_tokens, logprobs=_num_logprobs(body)
     )
@@ -113,9 +112,9 @@ def _sampling_fields(body: ResponsesRequest) -> SamplingFields:
     )
 
 
-def _check(body: ResponsesRequest, fields: SamplingFields, model: ServedModel) -> None:
+def _check(body: ResponsesRequest, fields: SamplingFields) -> None:
     """What is refused before any work is done."""
-    check_common(fields, model)
+    check_common(fields)
     if body.max_output_tokens is not None:
         check("max_tokens", body.max_output_tokens, param="max_output_tokens")
     if body.background:

@@ -14,7 +14,6 @@ from nonet.server.limits import check_depth, check_length, check_text
 from nonet.server.openai.responses.items import Item, given_items, item_messages
 from nonet.server.openai.responses.schemas import InputTokensRequest, TextFormat
 from nonet.server.prompts import encode_text, render_chat
-from nonet.server.requests import check_model
 from nonet.server.shapes import JsonSchemaFormat, ResponseFormat, ShapeFields, asked_shape
 from nonet.server.tools import checked_tools
 
@@ -77,7 +76,7 @@ async def _earlier_items(call: Call, previous_id: str | None) -> list[Item]:
 
 
 def _check(call: Call, body: InputTokensRequest) -> None:
-    check_model(body.model, call.state.model)
+    call.choose_model(body.model)
     for name in UNSUPPORTED:
         if getattr(body, name) is not None:
             raise InvalidRequestError(f"{name} is not supported; leave it out", name)
