@@ -20,6 +20,7 @@ from nonet.engine.engine import Engine, EngineParts
 from nonet.engine.preparations import Preparations, Task
 from nonet.grammar import GRAMMARS
 from nonet.grammar.base import GrammarCompiler
+from nonet.grammar.deferred import DeferredCompiler
 from nonet.kernels import KERNELS
 from nonet.kernels.ops import Ops, Recording
 from nonet.kv.cache import KVCache
@@ -153,14 +154,18 @@ def load_model(
 
 
 def make_compiler(resolved: Resolved, spec: ModelSpec) -> GrammarCompiler:
-    """The compiler of grammars for the model's vocabulary; reads nothing before the first grammar."""
-    compiler: GrammarCompiler = GRAMMARS.load("llguidance")(
-        lambda: load_tokenizer(Path(resolved.model_path)),
-        spec.vocab_size,
-        spec.eos_ids,
-        resolved.threads,
-    )
-    return compiler
+    """The compiler of grammars for the model's vocabulary; reads and imports nothing before the first grammar."""
+
+    def make() -> GrammarCompiler:
+        compiler: GrammarCompiler = GRAMMARS.load("llguidance")(
+            lambda: load_tokenizer(Path(resolved.model_path)),
+            spec.vocab_size,
+            spec.eos_ids,
+            resolved.threads,
+        )
+        return compiler
+
+    return DeferredCompiler(make)
 
 
 def _compiling(compiler: GrammarCompiler, request: Request) -> Task | None:

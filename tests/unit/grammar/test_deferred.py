@@ -1,0 +1,89 @@
+"""The grammar library: not imported before the first grammar, and refused by name where it is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from grammar_cases import VOCAB, compiler, legal
+
+from nonet.core.errors import InvalidRequestError
+from nonet.core.grammar import Grammar
+from nonet.engine.preparations import Preparations, Task
+from nonet.grammar import GRAMMARS
+from nonet.grammar.base import GrammarCompiler
+from nonet.grammar.deferred import DeferredCompiler
+from nonet.sampling.processors.grammar import GrammarMask
+from nonet.server.grammar import GrammarGate
+
+WORDS = Grammar("choice", '["no", "true"]')
+
+
+@pytest.fixture
+def missing(monkeypatch: pytest.MonkeyPatch) -> DeferredCompiler:
+    """The compiler of a machine without the package."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.delitem(sys.modules, "nonet.grammar.llguidance", raising=False)
+
+    def make() -> GrammarCompiler:
+        made: GrammarCompiler = GRAMMARS.load("llguidance")(None, VOCAB, (1,))
+        return made
+
+    return DeferredCompiler(make)
+
+
+def test_server_and_engine_start_without_the_library() -> None:
+    code = (
+        "import sys; sys.modules['llguidance'] = None; "
+        "import nonet.server.run, nonet.engine.assemble as a; a.make_compiler(None, None)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+async def test_a_missing_package_is_named(missing: DeferredCompiler) -> None:
+    gate = GrammarGate(missing)
+    try:
+        with pytest.raises(InvalidRequestError, match=r"pip install llguidance") as raised:
+            await gate.made(lambda: WORDS, "response_format")
+    finally:
+        gate.close()
+    assert raised.value.param == "response_format"
+    assert not missing.is_compiled(WORDS)
+
+
+def test_a_missing_package_ends_the_request_alone(missing: DeferredCompiler) -> None:
+    preparations = Preparations()
+    preparations.start("r", [Task("compiling", lambda: missing.compile(WORDS))])
+    preparations.wait(5)
+    (ended,) = preparations.finished()
+    preparations.close()
+    assert ended.error is not None
+    assert "'llguidance', which is not installed" in ended.error
+    GrammarMask(VOCAB, missing)  # an engine's sampler is made all the same
+
+
+def test_another_missing_module_is_no_users_fault() -> None:
+    def make() -> GrammarCompiler:
+        raise ModuleNotFoundError("No module named 'nonet.lost'", name="nonet.lost")
+
+    with pytest.raises(ModuleNotFoundError):
+        DeferredCompiler(make).load()
+
+
+def test_it_stands_for_what_is_made_once() -> None:
+    made: list[GrammarCompiler] = []
+
+    def make() -> GrammarCompiler:
+        made.append(compiler())
+        return made[-1]
+
+    deferred = DeferredCompiler(make)
+    assert not deferred.is_compiled(WORDS)
+    assert made == []
+    deferred.load()
+    deferred.compile(WORDS)
+    assert deferred.is_compiled(WORDS)
+    assert legal(made[0], deferred.start(WORDS)) == legal(made[0], made[0].start(WORDS))
+    assert len(made) == 1
