@@ -28,17 +28,8 @@ from nonet.core.step import StepPlan
 from nonet.engine.engine import Engine
 from nonet.engine.llm import LLM
 from nonet.kv.compaction import CompactionRule
+from shapes import SHAPES, write_shape
 
-SHAPES = {
-    "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
-    "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
-}  # fmt: skip
-COMMON = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "rope_theta": 500000.0,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
-}  # fmt: skip
 WARM_UP = 4
 
 
@@ -63,9 +54,7 @@ def main(given: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model
         if arguments.shape is not None:
-            model = folder
-            config = {**COMMON, **SHAPES[arguments.shape]}
-            (Path(folder) / "config.json").write_text(json.dumps(config))
+            model = write_shape(Path(folder), arguments.shape)
         rows = [row for length in arguments.lengths for row in measure(arguments, model, length)]
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

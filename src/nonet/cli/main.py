@@ -29,6 +29,8 @@ VERBS = {
 BENCH_VERBS = {
     "offline": ("bench_offline", "Throughput in process, all requests at once."),
     "serve": ("bench_serve", "Latency and goodput over HTTP, requests at their own times."),
+    "roofline": ("bench_roofline", "Prefill and decode against the measured peaks of the device."),
+    "kernel": ("bench_kernel", "Single operations against what the device can do."),
     "quality": ("bench_quality", "Perplexity, KL and accuracy of configurations, side by side."),
 }
 USAGE_VERBS = {

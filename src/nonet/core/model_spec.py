@@ -89,6 +89,8 @@ class ModelSpec:
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"  # as stored
     code_bits: int | None = None  # of a checkpoint whose weights are integer codes
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    # Deviation of made-up weights; no part of what the model is.
+    initializer_range: float = field(default=0.02, compare=False)
 
     @property
     def scale(self) -> float:

@@ -18,7 +18,7 @@ __all__ = ["DummySource"]
 
 
 class DummySource:
-    """A `WeightSource` of made-up tensors: matrices and biases near normal(0, 0.02), norms near one.
+    """A `WeightSource` of made-up tensors: matrices and biases as wide as the spec says, norms near one.
 
     >>> source = DummySource(spec, seed=0)  # doctest: +SKIP
     >>> source.load("model.norm.weight").equal(source.load("model.norm.weight"))  # doctest: +SKIP
@@ -30,6 +30,7 @@ class DummySource:
     def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
         self._seed = seed
         self._dtype = _DTYPES[spec.dtype]
+        self._deviation = spec.initializer_range
         self._norm_mean = 0.0 if spec.norm_offset else 1.0
         self._shapes = _shapes(spec)
 
@@ -45,7 +46,7 @@ class DummySource:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         values = torch.empty(shape, dtype=self._dtype)
         flat = values.view(-1)
-        noise = torch.randn(min(_NOISE_LENGTH, flat.numel()), generator=generator) * _DEVIATION
+        noise = torch.randn(min(_NOISE_LENGTH, flat.numel()), generator=generator) * self._deviation
         if name.endswith("norm.weight"):
             noise += self._norm_mean
         noise = noise.to(self._dtype)
@@ -62,7 +63,6 @@ class DummySource:
 
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_DEVIATION = 0.02
 _NOISE_LENGTH = 1_048_573  # prime
 
 

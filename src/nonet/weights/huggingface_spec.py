@@ -149,6 +149,7 @@ def huggingface_spec(directory: Path) -> ModelSpec:
         dtype=_dtype(top, config),
         code_bits=None if quantized is None else declared_bits(quantized),
         generation=_generation(generation),
+        initializer_range=config.optional_number("initializer_range") or 0.02,
     )
 
 

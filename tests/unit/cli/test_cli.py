@@ -51,6 +51,9 @@ FROZEN = {
     "usage export": {"--data-dir", "--since", "--until", "--tenant"},
     "bench quality": ENGINE | {"--task", "--against", "--with", "--json", "--markdown"},
     "bench offline": ENGINE | WORKLOAD | {"--repeats"},
+    "bench kernel": ENGINE | {"--name", "--weights", "--json"},
+    "bench roofline": ENGINE
+    | {"--batches", "--contexts", "--steps", "--most-tokens", "--budget-s", "--json", "--svg"},
     "bench serve": ENGINE | SERVER | WORKLOAD
     | {"--url", "--api-key", "--rate", "--arrival-seed", "--vocab-size", "--max-ttft", "--max-tpot", "--max-itl",
        "--max-e2e"},

@@ -45,6 +45,8 @@ def test_values_look_like_weights():
     assert float(table.std()) == pytest.approx(0.02, rel=0.02)
     assert abs(float(table.mean())) < 1e-3
     assert len(torch.unique(table, dim=0)) == spec.vocab_size  # no two rows tie
+    narrow = DummySource(dataclasses.replace(spec, initializer_range=1e-3))
+    assert float(narrow.load("lm_head.weight").std()) == pytest.approx(1e-3, rel=0.02)
     norm = DummySource(SPEC).load("model.norm.weight")
     assert abs(float(norm.mean()) - 1) < 0.05
     offset = dataclasses.replace(SPEC, norm_offset=True)

@@ -1,0 +1,1 @@
+"""Measurements that reach below the engine: clocks and ceilings of a device, and single operations of the kernels."""
