@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_parts.job import SIZES, Job
+from gpu_parts.options import option
 from gpu_parts.table import table
 from shapes import SHAPES, write_shape
 
@@ -122,7 +123,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=560.0, help="seconds for all parts")
     parser.add_argument("--commit", help="what runs, where there is no git to ask")
     parser.add_argument(
-        "--set", type=_option, action="append", default=[], metavar="OPTION=VALUE",
+        "--set", type=option, action="append", default=[], metavar="OPTION=VALUE",
         help="an option of nonet's engine, value as JSON or text",
     )  # fmt: skip
     parser.add_argument("--here", action="store_true", help="measure in this process")
@@ -135,16 +136,6 @@ def _parts(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; known: {', '.join(PARTS)}")
     return names
-
-
-def _option(text: str) -> tuple[str, object]:
-    name, is_given, value = text.partition("=")
-    if not is_given:
-        raise argparse.ArgumentTypeError(f"{text!r} has no value; write OPTION=VALUE")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 if __name__ == "__main__":

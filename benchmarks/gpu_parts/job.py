@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -105,19 +106,12 @@ class Job:
 
 def keep(job: Job, part: str, figures: dict[str, object], config: object = None) -> None:
     """Write a part's figures with all that is needed to judge them; a later call replaces an earlier one."""
-    versions = library_versions()
-    for name in ("triton", "transformers"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     record = {
         "part": part,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **_surroundings(),
         "commit": job.commit or source_commit(),
-        "device": device_facts(Machine.detect()),
-        "versions": versions | {"python": sys.version.split()[0]},
         "job": asdict(job),
         "sizes": asdict(job.limits),
         "config": config,
@@ -126,6 +120,18 @@ def keep(job: Job, part: str, figures: dict[str, object], config: object = None)
     folder = Path(job.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{job.weights}-{part}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+@functools.cache
+def _surroundings() -> dict[str, object]:
+    """Asked for once: it takes a second where there is a GPU, and parts are kept in between measurements."""
+    versions = library_versions() | {"python": sys.version.split()[0]}
+    for name in ("triton", "transformers"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"device": device_facts(Machine.detect()), "versions": versions}
 
 
 def load(out: Path, weights: str, part: str) -> dict[str, object] | None:

@@ -57,20 +57,20 @@ def bench_kernel(
     resolved, spec = resolve_config(loaded.config)
     ceilings = measure_ceilings(torch.device(resolved.device))
     has_format = resolved.kv_format != resolved.dtype
-    ops = make_ops(resolved.kernels, resolved.dtype, resolved.device, resolved.threads)
-    bench = Bench(
-        ops=ops,
-        spec=spec,
-        weight_formats=tuple(weights.split(",")),
-        kv_format=KV_FORMATS.build(resolved.kv_format) if has_format else None,
-        block_size=resolved.block_size,
-    )
     rows: list[Measured] = []
     for kernel in known if name == "all" else [name]:
+        # Kernels remember which formats they were given, so each benchmark has its own.
+        bench = Bench(
+            ops=make_ops(resolved.kernels, resolved.dtype, resolved.device, resolved.threads),
+            spec=spec,
+            weight_formats=tuple(weights.split(",")),
+            kv_format=KV_FORMATS.build(resolved.kv_format) if has_format else None,
+            block_size=resolved.block_size,
+        )
         for problem in KERNEL_BENCHES.load(kernel)(bench):
             rows.append(measure(kernel, problem, bench, ceilings))
             note(" ".join([kernel, *_cells(rows[-1])[1:3]]))
-    ops.close()
+        bench.ops.close()
     print(table([HEADINGS, *(_cells(row) for row in rows)]))
     if json is not None:
         write_result(json, resolved, ceilings, rows)

@@ -23,7 +23,10 @@ HEAD_ROWS = {"cuda": (1, 16, 64, 256), "cpu": (1, 8)}
 
 
 def linear(bench: Bench) -> Iterator[Problem]:
-    """Each matrix of a layer as the model fuses it, for few and many rows, beside torch's dense product."""
+    """Each matrix of a layer as the model fuses it, for few and many rows, beside torch's dense product.
+
+    With fp8 the rounding of x counts, as a launch of its own; in a model the operation before it does that.
+    """
     for name, (outputs, inputs) in _fused(bench.spec).items():
         for weight_format in bench.weight_formats:
             held: WeightFormat = WEIGHT_FORMATS.build(weight_format)
