@@ -59,6 +59,7 @@ def with_engine(job: Job, model: str, parts: Sequence[str], show: Callable[[str]
         for part in parts:
             show(part)
             ENGINE_PARTS[part](job, llm)
+        _keep_memory(job, llm)
 
 
 def the_mix(job: Job, vocab_size: int) -> Workload:
@@ -96,6 +97,23 @@ def naive(job: Job, model: str) -> None:
         run_offline(llm, _first(work, limits.naive_batch // 4 or 1))
         summary, _ = run_offline(llm, work)
         keep(job, "naive", msgspec.to_builtins(summary), msgspec.to_builtins(llm.resolved))
+
+
+def _keep_memory(job: Job, llm: LLM) -> None:
+    """What the plan foresaw, beside what the device lacks now that every batch has been met."""
+    plan = llm.resolved.memory
+    figures: dict[str, object] = {
+        "planned_bytes": plan.num_bytes,
+        "plan": msgspec.to_builtins(plan),
+    }
+    if job.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        figures |= {
+            "used_bytes": total - free,
+            "allocated_peak_bytes": torch.cuda.max_memory_allocated(),
+            "reserved_bytes": torch.cuda.memory_reserved(),
+        }
+    keep(job, "memory", figures)
 
 
 def _mix(job: Job, llm: LLM) -> None:

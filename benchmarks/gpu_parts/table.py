@@ -69,6 +69,10 @@ def _own(out: Path, weights: str) -> Iterator[tuple[str, float, bool]]:
     if start is not None:
         yield "load s", start["load_s"], False
         yield "first requests s", start["first_requests_s"], False
+    memory: Any = load(out, weights, "memory") or {}
+    for label in ("planned", "used"):
+        if f"{label}_bytes" in memory:
+            yield f"memory {label} GiB", memory[f"{label}_bytes"] / 2**30, False
     mixed: Any = load(out, weights, "mix") or {"runs": []}
     for number, run in enumerate(mixed["runs"]):
         yield f"mix output tok/s run {number}", run["output_tokens_per_s"], True

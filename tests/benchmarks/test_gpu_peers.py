@@ -29,7 +29,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_part_is_kept_with_what_is_needed_to_judge_it(measured: Path) -> None:
-    for part in ("start", *PARTS):
+    for part in ("start", "memory", *PARTS):
         record = json.loads((measured / f"bf16-{part}.json").read_text())
         assert record["commit"]
         assert record["versions"]["torch"]

@@ -10,7 +10,6 @@ from tests.kernels.gpu_cases import DEVICE, DTYPES, INTERPRETER_WARNINGS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from nonet.kernels.triton.graphs import bucket_of  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
@@ -81,11 +80,3 @@ def test_linear_adds_its_bias(both: tuple[TritonOps, ReferenceOps]) -> None:
     x, weight, bias = values(ops, 3, 64), values(ops, 40, 64, seed=1), values(ops, 40, seed=2)
     expected = reference.linear(x, reference.pack(weight, bias))
     assert_near(ops, ops.linear(x, ops.pack(weight, bias)), expected)
-
-
-def test_buckets_hold_their_batch() -> None:
-    for most in (1, 7, 64, 200, 1024):
-        for size in range(1, most + 1):
-            bucket = bucket_of(size, most)
-            assert size <= bucket <= most
-            assert size <= 64 or bucket <= size * 1.25

@@ -90,9 +90,19 @@ def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
         ),
         *_second_model(resolved),
         ("workspace", show_bytes(plan["workspace_bytes"]), "activations, logits, rotary tables"),
+        *_device_memory(resolved),
         *_adapter_memory(resolved),
         ("left free", show_bytes(plan["free_bytes"]), f"on {resolved.device}"),
     ]
+
+
+def _device_memory(resolved: Resolved) -> list[tuple[str, str, str]]:
+    plan = resolved.memory
+    rows = [
+        ("CUDA graphs", plan.graph_bytes, "recorded decode steps, by batch, as they are met"),
+        ("CUDA runtime", plan.runtime_bytes, "context, modules, workspaces of the libraries"),
+    ]
+    return [(name, show_bytes(count), words) for name, count, words in rows if count]
 
 
 def _adapter_memory(resolved: Resolved) -> list[tuple[str, str, str]]:

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nonet.config.resolved import CacheGroup
+from nonet.core.buckets import buckets
 from nonet.core.model_spec import ModelSpec
 
 __all__ = [
     "DTYPE_BYTES",
     "KEPT_FORMS",
+    "RUNTIME_BYTES",
     "EntryFormat",
     "HeldWeights",
     "adapter_bytes",
+    "graph_bytes",
     "kv_bytes_per_block",
     "show_bytes",
     "weight_bytes",
@@ -27,6 +30,13 @@ KEPT_FORMS = {"native": ("groupwise",), "triton": ("float8",)}
 
 # Arrays as large as the float32 logits that sampling holds at its peak: logits, sorted, ids, probabilities.
 LOGIT_COPIES = 4
+
+
+# What a process takes of a device before it holds a model: the CUDA context, modules, workspaces of the libraries.
+RUNTIME_BYTES = {"cuda": 1 << 30, "cpu": 0}
+
+# What the driver keeps for a graph of a few hundred nodes.
+GRAPH_BYTES = 4 << 20
 
 
 class EntryFormat(Protocol):
@@ -77,17 +87,28 @@ def workspace_bytes(
     spec: ModelSpec, max_tokens_per_step: int, max_num_seqs: int, max_model_len: int
 ) -> int:
     """Activations of one step in float32, sampling, and the rotary tables."""
-    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    per_token = 3 * spec.hidden_size + heads + 3 * spec.intermediate_size
     tables = (2 if spec.rope_local else 1) * max_model_len * spec.head_dim
     logits = LOGIT_COPIES * max_num_seqs * spec.vocab_size
-    return 4 * (max_tokens_per_step * per_token + logits + tables)
+    return 4 * (max_tokens_per_step * _activations(spec) + logits + tables)
+
+
+def graph_bytes(spec: ModelSpec, max_num_seqs: int) -> int:
+    """CUDA graphs of decode steps: each keeps its own logits; all share the activations of the largest."""
+    sizes = buckets(max_num_seqs)
+    logits = 4 * spec.vocab_size * sum(sizes)
+    return logits + 4 * sizes[-1] * _activations(spec) + len(sizes) * GRAPH_BYTES
 
 
 def adapter_bytes(spec: ModelSpec, rank: int, dtype: str) -> int:
     """One slot: both factors of every linear layer, at the largest rank."""
     each_layer = sum(outputs + inputs for outputs, inputs in spec.linears.values())
     return spec.num_layers * rank * each_layer * DTYPE_BYTES[dtype]
+
+
+def _activations(spec: ModelSpec) -> int:
+    """Numbers that one token has at a time, between the layers and within the widest part of one."""
+    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    return 3 * spec.hidden_size + heads + 3 * spec.intermediate_size
 
 
 def show_bytes(count: float) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nonet.config.adapters import plan_adapters
-from nonet.config.computation import choose_computation
+from nonet.config.computation import Computation, choose_computation
 from nonet.config.defaults import DEFAULTS
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
 from nonet.config.memory import (
+    RUNTIME_BYTES,
     EntryFormat,
+    graph_bytes,
     kv_bytes_per_block,
     show_bytes,
     workspace_bytes,
 )
 from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
 from nonet.config.schema import Config
-from nonet.config.speculation import Speculation, StepSizes, plan_speculation, taken_by
+from nonet.config.speculation import Speculation, StepSizes, Taken, plan_speculation, taken_by
 from nonet.core.catalogue import Catalogue
 from nonet.core.errors import ConfigError
 from nonet.core.model_spec import ModelSpec
@@ -57,10 +59,10 @@ def resolve(
     sizes = StepSizes(block_size, num_seqs, step_tokens, longest)
     ahead = plan_speculation(speculation, spec, groups, sizes, how, why)
     beside = taken_by(ahead)
-    workspace = workspace_bytes(spec, step_tokens, num_seqs + beside.num_rows, longest)
     adapters = plan_adapters(config, spec, dtype, why)
-    parts = (how.weight_bytes, workspace, beside.num_bytes, adapters.slot_bytes if adapters else 0)
-    free = _free_bytes(config, machine, device, sum(parts), dtype, weight_format)
+    memory = _without_kv(spec, how, beside, sizes, recording)
+    used = memory.num_bytes + (adapters.slot_bytes if adapters else 0)
+    free = _free_bytes(config, machine, device, used, dtype, weight_format)
     page = beside.bytes_per_block + kv_bytes_per_block(spec, groups, block_size, dtype, kv_format)
     shape = _CacheShape(groups, block_size, step_tokens, page)
     num_blocks = _num_blocks(config, device, shape, free, longest, num_seqs, why)
@@ -83,7 +85,7 @@ def resolve(
         groups=groups,
         max_num_seqs=num_seqs,
         max_tokens_per_step=step_tokens,
-        memory=_memory_plan(how.weight_bytes, beside.num_bytes, workspace, free, page, num_blocks),
+        memory=_with_kv(memory, free, page, num_blocks),
         adapters=adapters,
         speculation=ahead,
         reasons=why,
@@ -92,18 +94,28 @@ def resolve(
     )
 
 
-def _memory_plan(
-    weights: int, beside: int, workspace: int, free: int, page: int, num_blocks: int
+def _without_kv(
+    spec: ModelSpec, how: Computation, beside: Taken, sizes: StepSizes, recording: bool
 ) -> MemoryPlan:
-    kv_bytes = (num_blocks + 1) * page  # with the null block
+    """What is in memory before the first KV block."""
+    seqs = sizes.max_num_seqs
     return MemoryPlan(
-        weight_bytes=weights,
-        kv_bytes_per_block=page,
-        kv_bytes=kv_bytes,
-        workspace_bytes=workspace,
-        free_bytes=free - kv_bytes,
-        second_model_bytes=beside,
+        weight_bytes=how.weight_bytes,
+        kv_bytes_per_block=0,
+        kv_bytes=0,
+        workspace_bytes=workspace_bytes(
+            spec, sizes.max_tokens_per_step, seqs + beside.num_rows, sizes.max_model_len
+        ),
+        free_bytes=0,
+        graph_bytes=graph_bytes(spec, seqs) if recording and how.device == "cuda" else 0,
+        runtime_bytes=RUNTIME_BYTES[how.device],
+        second_model_bytes=beside.num_bytes,
     )
+
+
+def _with_kv(memory: MemoryPlan, free: int, page: int, num_blocks: int) -> MemoryPlan:
+    kv_bytes = (num_blocks + 1) * page  # with the null block
+    return replace(memory, kv_bytes_per_block=page, kv_bytes=kv_bytes, free_bytes=free - kv_bytes)
 
 
 def _as_given(config: Config) -> dict[str, Any]:
@@ -212,8 +224,9 @@ def _free_bytes(
     if available is None:
         raise ConfigError("the GPU does not tell its free memory; check that nvidia-smi runs")
     if used >= available:
+        more = ", CUDA graphs and context" if device == "cuda" else ""
         raise ConfigError(
-            f"weights ({weight_format}, {dtype}), workspace and adapter slots take {show_bytes(used)}, and "
+            f"weights ({weight_format}, {dtype}), workspace{more} and adapter slots take {show_bytes(used)}, and "
             f"{show_bytes(available)} of memory is free; take a smaller model, a smaller weight_format "
             "or a smaller max_tokens_per_step"
         )

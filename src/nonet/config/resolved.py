@@ -43,7 +43,15 @@ class MemoryPlan:
     kv_bytes: int
     workspace_bytes: int
     free_bytes: int
+    graph_bytes: int = 0  # recorded decode steps on a GPU
+    runtime_bytes: int = 0  # what the device's runtime takes for itself
     second_model_bytes: int = 0  # weights and workspace; its KV is part of kv_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """All of it but adapters, which the plan for them counts."""
+        held = self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.second_model_bytes
+        return held + self.graph_bytes + self.runtime_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -217,6 +217,29 @@ def test_cuda_uses_gpu_memory() -> None:
         plan(machine=replace(CUDA, gpu_free_bytes=None))
 
 
+def test_a_gpu_plan_by_hand() -> None:
+    on_gpu = replace(CUDA, has_triton=True)
+    resolved = plan(machine=on_gpu, max_num_seqs=12, max_tokens_per_step=64, max_model_len=1024)
+    memory = resolved.memory
+    # graphs of 1, 2, 4, 8 and 12 rows keep their float32 logits; one set of activations; 4 MiB each for the driver
+    activations = 3 * 576 + 24 * 64 + 3 * 1536
+    assert memory.graph_bytes == 4 * (27 * 49152 + 12 * activations) + 5 * (4 << 20)
+    assert memory.runtime_bytes == GIB
+    parts = memory.weight_bytes + memory.workspace_bytes + memory.graph_bytes + memory.runtime_bytes
+    assert memory.num_bytes == parts + memory.kv_bytes == 80 * GIB - memory.free_bytes
+    assert memory.kv_bytes_per_block == 2 * 30 * 64 * 3 * 64 * 2
+    assert plan(machine=on_gpu, recording=False).memory.graph_bytes == 0
+    assert plan().memory.graph_bytes == plan().memory.runtime_bytes == 0
+
+
+def test_a_model_that_leaves_no_room_for_graphs_is_refused() -> None:
+    """Without them in the plan it would start, and run out of memory at the first large batch."""
+    weights = plan(machine=replace(CUDA, has_triton=True)).memory.weight_bytes
+    small = replace(CUDA, has_triton=True, gpu_free_bytes=weights + GIB + GIB // 2)
+    with pytest.raises(ConfigError, match="CUDA graphs and context"):
+        plan(machine=small)
+
+
 def test_context_is_lowered_when_memory_does_not_hold_it() -> None:
     resolved = plan(num_blocks=100)
     assert resolved.max_model_len == 1600

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from nonet.core.buckets import bucket_of
 from nonet.kernels.ops import StepShape
 
-__all__ = ["GraphRecording", "bucket_of"]
+__all__ = ["GraphRecording"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,3 @@ class GraphRecording:
             output = self._forward(padded)
         self._captured[bucket] = _Captured(graph, output)
         return result
-
-
-def bucket_of(size: int, most: int) -> int:
-    """The batch that a decode step of `size` sequences runs at: padding costs at most an eighth beyond 64 rows.
-
-    >>> [bucket_of(size, 200) for size in (1, 3, 9, 70, 199)]
-    [1, 4, 16, 72, 200]
-    """
-    if size <= 8:
-        return min(1 << (size - 1).bit_length(), most)
-    step = 8 if size <= 256 else 64
-    return min(-(-size // step) * step, most)

@@ -84,7 +84,7 @@ def _fill(cache: LayerCache) -> None:
             part = stored[first : first + 1024]
             if part.dtype.is_floating_point:
                 part.copy_(torch.randn(part.shape, device=part.device))
-            else:
-                part.copy_(torch.randint(0, 127, part.shape, device=part.device))
+            else:  # below 120 every code of every format is a finite number
+                part.copy_(torch.randint(0, 120, part.shape, device=part.device))
     for scales in (cache.key_scales, cache.value_scales):
         scales.fill_(0.01)
