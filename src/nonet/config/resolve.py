@@ -69,11 +69,8 @@ def resolve(
     max_model_len = _max_model_len(config, spec, shape, num_blocks, free, why)
     return Resolved(
         model_path=path,
-        served_name=config.model.served_name or config.model.model,
         dtype=dtype,
         weight_format=weight_format,
-        dummy_weights=config.model.dummy_weights,
-        seed=config.model.seed,
         max_model_len=max_model_len,
         device=device,
         kernels=how.kernels,
@@ -120,8 +117,11 @@ def _with_kv(memory: MemoryPlan, free: int, page: int, num_blocks: int) -> Memor
 
 def _as_given(config: Config) -> dict[str, Any]:
     """What needs no decision."""
-    cache, scheduler = config.cache, config.scheduler
+    model, cache, scheduler = config.model, config.cache, config.scheduler
     return {
+        "served_name": model.served_name or model.model,
+        "dummy_weights": model.dummy_weights,
+        "seed": model.seed,
         "prefix_cache": cache.prefix_cache,
         "kv_prune": cache.kv_prune,
         "kv_reservation": cache.kv_reservation,

@@ -24,6 +24,9 @@ __all__ = ["Cases", "Steps", "measure_points"]
 # Steps before timing: graphs are captured and kernels compiled when a batch is first met.
 WARM_UP_STEPS = 4
 
+# Prefills of up to this many tokens run once untimed; larger ones meet nothing that those have not.
+WARM_UP_TOKENS = 16_384
+
 
 class Steps(Protocol):
     """What is needed of an engine; `nonet.engine.engine.Engine` is the real one."""
@@ -91,6 +94,12 @@ class _Run:
             prompt = [rng.randrange(high // 100, high) for _ in range(context)]
             self.engine.add(Request(request_id=name, prompt_ids=prompt, params=params))
             names.append(name)
+        return names
+
+    def first_tokens(self, batch: int, context: int) -> list[str]:
+        """Untimed: the requests, each with its first token."""
+        names = self.add(batch, context, 2)
+        self.until_first_tokens(names)
         return names
 
     def until_first_tokens(self, names: Sequence[str]) -> float:
@@ -162,12 +171,12 @@ def measure_points(
 
 
 def _one_context(run: _Run, context: int, batches: list[int], deadline: float) -> None:
-    warm = run.add(1, context, 2)
-    run.until_first_tokens(warm)
-    run.drain(warm)
+    run.drain(run.first_tokens(1, context))
     for batch in batches[:0:-1]:  # the largest is timed where it is filled for decoding
         if _is_late(run, deadline, f"prefill of batch {batch} at {context} tokens"):
             continue
+        if batch * context <= WARM_UP_TOKENS:
+            run.drain(run.first_tokens(batch, context))
         names = run.add(batch, context, 1)
         seconds = run.until_first_tokens(names)
         run.keep("prefill", batch, context, [seconds], run.work.prefill(batch, context))
