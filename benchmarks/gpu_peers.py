@@ -12,7 +12,10 @@ memory of their own run in processes of their own, each until the budget ends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,11 +102,17 @@ def _measure_apart(arguments: argparse.Namespace, parts: Sequence[str], seconds:
             command += [f"--{name}", str(value)]
     for name, value in arguments.set:
         command += ["--set", f"{name}={json.dumps(value)}"]
+    # In a session of its own, so that an engine process that it started ends with it and leaves the device.
+    process = subprocess.Popen(command, start_new_session=True)
     try:
-        return subprocess.run(command, timeout=seconds, check=False).returncode == 0
+        return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:
         _say(f"{', '.join(parts)}: stopped at the end of the budget")
         return False
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _say(what: str) -> None:

@@ -140,6 +140,16 @@ def test_a_part_past_the_budget_is_reported(
     assert "not complete: mix" in capsys.readouterr().out
 
 
+def test_a_part_that_outlasts_the_budget_is_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--out", str(tmp_path), "--parts", "mix", "--sizes", "tiny", "--shape", "tiny"]
+    assert gpu_peers.main([*given, "--device", "cpu", "--budget-s", "0.2"]) == 1
+    shown = capsys.readouterr()
+    assert "stopped at the end of the budget" in shown.err
+    assert "not complete: mix" in shown.out
+
+
 def _job(out: Path, sizes: str = "tiny") -> Job:
     return Job(shape="tiny", weights="bf16", device="cpu", sizes=sizes, out=str(out), commit="test")
 
