@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from nonet.bench.device.kernels.inputs import paged
 from nonet.bench.device.kernels.problem import Bench, Problem, measure
 from nonet.bench.device.timing import WORKING_SET_BYTES, copies_for, median_seconds
 from nonet.core.model_spec import ModelSpec, RopeSpec
+from nonet.engine.assemble import make_ops
 from nonet.kernels.reference.ops import ReferenceOps
 from nonet.kv.format import KV_FORMATS
 
@@ -70,6 +73,22 @@ def test_every_kernel_is_measured(kernel: str, kv: str | None) -> None:
         assert measured.seconds > 0
         assert measured.bandwidth_share == pytest.approx(problem.num_bytes / measured.seconds / 2e9)
         assert all(isinstance(one, float) for one in measured.rivals.values())
+
+
+@pytest.mark.parametrize("kernel", KERNEL_BENCHES.names())
+def test_kernels_whose_activations_are_wider_than_their_weights(kernel: str) -> None:
+    here = Bench(
+        ops=make_ops("native", "bfloat16", "cpu", 1), spec=replace(SPEC, head_dim=16),
+        weight_formats=("dense", "int8"), kv_format=None, block_size=16,
+    )  # fmt: skip
+    try:
+        for problem in KERNEL_BENCHES.load(kernel)(here):
+            measured = measure(kernel, problem, here, CEILINGS)
+            assert measured.error is None
+            if kernel == "rms_norm":
+                assert measured.num_bytes == 4 * 5 * 32 * 4
+    finally:
+        here.ops.close()
 
 
 def test_counts_by_hand() -> None:

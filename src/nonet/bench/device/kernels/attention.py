@@ -57,7 +57,7 @@ def _problem(bench: Bench, batch: int, queries: int, length: int) -> Problem:
     def make() -> Calls:
         copies = bench.copies(kv)
         problem = paged(bench, batch=batch, queries=queries, length=length, copies=copies)
-        q = bench.random(batch * queries, wide)
+        q = bench.activations(batch * queries, wide)
         return [
             lambda one=one: bench.ops.attention(  # type: ignore[misc]
                 q, layout(bench), problem.cache, one, scale=spec.scale, window=None, softcap=None
@@ -75,7 +75,7 @@ def _problem(bench: Bench, batch: int, queries: int, length: int) -> Problem:
         rivals["FlashInfer"] = _flashinfer(bench, batch, queries, length)
     return Problem(
         case={"batch": batch, "queries": queries, "context": length, "kv": held},
-        num_bytes=kv + 2 * batch * queries * wide * bench.element_bytes,
+        num_bytes=kv + 2 * batch * queries * wide * bench.activation_bytes,
         flops=4 * batch * wide * pairs,
         make=make,
         rivals=rivals,

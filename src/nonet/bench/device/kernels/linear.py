@@ -33,7 +33,7 @@ def linear(bench: Bench) -> Iterator[Problem]:
             probe = _converted(held, bench, 1, inputs)
             each = _held_bytes(probe, bench, held) * outputs
             for rows in ROWS[bench.device.type]:
-                moved = each + rows * (inputs + outputs) * bench.element_bytes
+                moved = each + rows * (inputs + outputs) * bench.activation_bytes
                 yield Problem(
                     case={"matrix": name, "N": outputs, "K": inputs, "M": rows, "weights": weight_format},
                     num_bytes=moved,
@@ -50,7 +50,8 @@ def logits(bench: Bench) -> Iterator[Problem]:
     """The output head into float32, weights in the model's dtype."""
     outputs, inputs = bench.spec.vocab_size, bench.spec.hidden_size
     for rows in HEAD_ROWS[bench.device.type]:
-        moved = (outputs + rows) * inputs * bench.element_bytes + rows * outputs * 4
+        read = outputs * bench.element_bytes + rows * bench.activation_bytes
+        moved = inputs * read + rows * outputs * 4
         yield Problem(
             case={"N": outputs, "K": inputs, "M": rows},
             num_bytes=moved,
@@ -75,7 +76,7 @@ def _our_linear(
     bench: Bench, held: WeightFormat, outputs: int, inputs: int, rows: int
 ) -> Callable[[], Calls]:
     def make() -> Calls:
-        x = bench.random(rows, inputs)
+        x = bench.activations(rows, inputs)
         copies = bench.copies(outputs * inputs * bench.element_bytes // 2)
         packed = [bench.ops.pack(_converted(held, bench, outputs, inputs)) for _ in range(copies)]
         return [lambda w=w: bench.ops.linear(x, w) for w in packed]  # type: ignore[misc]
@@ -95,7 +96,7 @@ def _torch_linear(bench: Bench, outputs: int, inputs: int, rows: int) -> Callabl
 
 def _our_logits(bench: Bench, outputs: int, inputs: int, rows: int) -> Callable[[], Calls]:
     def make() -> Calls:
-        x = bench.random(rows, inputs)
+        x = bench.activations(rows, inputs)
         copies = bench.copies(outputs * inputs * bench.element_bytes)
         packed = [bench.ops.pack(bench.random(outputs, inputs)) for _ in range(copies)]
         return [lambda w=w: bench.ops.logits(x, w, None) for w in packed]  # type: ignore[misc]

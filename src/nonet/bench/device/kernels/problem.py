@@ -41,9 +41,25 @@ class Bench:
     def element_bytes(self) -> int:
         return self.ops.dtype.itemsize
 
+    @property
+    def activation_bytes(self) -> int:
+        """Between two operations an implementation has numbers of its own choice; its table of tokens shows which."""
+        return self._activation_dtype.itemsize
+
     def random(self, *shape: int) -> torch.Tensor:
-        """Normal numbers in the kernels' dtype."""
+        """Normal numbers in the dtype of weights."""
         return torch.randn(shape, device=self.device, dtype=torch.float32).to(self.ops.dtype)
+
+    def activations(self, *shape: int) -> torch.Tensor:
+        """Normal numbers as one operation hands them to the next."""
+        return torch.randn(shape, device=self.device, dtype=torch.float32).to(
+            self._activation_dtype
+        )
+
+    @property
+    def _activation_dtype(self) -> torch.dtype:
+        ids = torch.zeros(1, dtype=torch.int32, device=self.device)
+        return self.ops.embed(ids, self.ops.pack(self.random(64, 64)), 1.0).dtype
 
     def copies(self, num_bytes: int) -> int:
         return copies_for(num_bytes, self.device)

@@ -21,15 +21,15 @@ def rms_norm(bench: Bench) -> Iterator[Problem]:
     def make(tokens: int) -> Calls:
         weight = torch.ones(wide, device=bench.device)
         pairs = [
-            (bench.random(tokens, wide), bench.random(tokens, wide))
-            for _ in range(bench.copies(2 * tokens * wide * bench.element_bytes))
+            (bench.activations(tokens, wide), bench.activations(tokens, wide))
+            for _ in range(bench.copies(2 * tokens * wide * bench.activation_bytes))
         ]
         return [lambda x=x, r=r: bench.ops.add_rms_norm(x, r, weight, 1e-5) for x, r in pairs]  # type: ignore[misc]
 
     for tokens in TOKENS[bench.device.type]:
         yield Problem(
             case={"T": tokens, "width": wide},
-            num_bytes=4 * tokens * wide * bench.element_bytes,
+            num_bytes=4 * tokens * wide * bench.activation_bytes,
             flops=4 * tokens * wide,
             make=lambda tokens=tokens: make(tokens),  # type: ignore[misc]
         )
@@ -40,14 +40,14 @@ def gated(bench: Bench) -> Iterator[Problem]:
     wide = bench.spec.intermediate_size
 
     def make(tokens: int) -> Calls:
-        copies = bench.copies(2 * tokens * wide * bench.element_bytes)
-        rows = [bench.random(tokens, 2 * wide) for _ in range(copies)]
+        copies = bench.copies(2 * tokens * wide * bench.activation_bytes)
+        rows = [bench.activations(tokens, 2 * wide) for _ in range(copies)]
         return [lambda x=x: bench.ops.gated(x, bench.spec.activation) for x in rows]  # type: ignore[misc]
 
     for tokens in TOKENS[bench.device.type]:
         yield Problem(
             case={"T": tokens, "width": wide},
-            num_bytes=3 * tokens * wide * bench.element_bytes,
+            num_bytes=3 * tokens * wide * bench.activation_bytes,
             flops=5 * tokens * wide,
             make=lambda tokens=tokens: make(tokens),  # type: ignore[misc]
         )
@@ -61,8 +61,8 @@ def rope_store(bench: Bench) -> Iterator[Problem]:
     def make(tokens: int) -> Calls:
         table = torch.rand(tokens, spec.head_dim, device=bench.device)
         problem = paged(bench, batch=1, queries=tokens, length=tokens, copies=1, stores=True)
-        copies = bench.copies(tokens * heads * spec.head_dim * bench.element_bytes)
-        rows = [bench.random(tokens, heads * spec.head_dim) for _ in range(copies)]
+        copies = bench.copies(tokens * heads * spec.head_dim * bench.activation_bytes)
+        rows = [bench.activations(tokens, heads * spec.head_dim) for _ in range(copies)]
         return [
             lambda x=x: bench.ops.rope_store(  # type: ignore[misc]
                 x, layout(bench), table, problem.cache, problem.inputs[0], None, None, 1e-5
@@ -71,8 +71,8 @@ def rope_store(bench: Bench) -> Iterator[Problem]:
         ]
 
     for tokens in TOKENS[bench.device.type]:
-        read = heads * spec.head_dim * bench.element_bytes + 4 * spec.head_dim
-        written = spec.num_heads * spec.head_dim * bench.element_bytes + kv_bytes(bench)
+        read = heads * spec.head_dim * bench.activation_bytes + 4 * spec.head_dim
+        written = spec.num_heads * spec.head_dim * bench.activation_bytes + kv_bytes(bench)
         yield Problem(
             case={"T": tokens, "heads": heads, "D": spec.head_dim},
             num_bytes=tokens * (read + written),
