@@ -51,6 +51,18 @@ CONFLICTS = (
         "the Triton kernels have no products of integers",
         "use weight_format fp8",
     ),
+    Conflict(
+        ("deterministic", "true"),
+        ("kernels", "reference"),
+        "the reference kernels multiply through torch, whose order of sums follows the size of a step",
+        "use kernels native on a CPU or triton on a GPU",
+    ),
+    Conflict(
+        ("deterministic", "true"),
+        ("speculate", "draft_model"),
+        "a token drawn at random is another one where it was drafted, and how many are drafted follows the load",
+        "use speculate prompt_lookup",
+    ),
     *(
         Conflict(
             ("speculate", "draft_model"),

@@ -8,6 +8,7 @@ from typing import Any
 from nonet.config.adapters import plan_adapters
 from nonet.config.computation import Computation, choose_computation
 from nonet.config.defaults import DEFAULTS
+from nonet.config.determinism import resolve_determinism
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
 from nonet.config.memory import (
@@ -75,6 +76,7 @@ def resolve(
         device=device,
         kernels=how.kernels,
         recording=recording,
+        deterministic=resolve_determinism(config, how.kernels, why),
         threads=_threads(config, machine, why),
         block_size=block_size,
         num_blocks=num_blocks,

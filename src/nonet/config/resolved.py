@@ -92,6 +92,7 @@ class Resolved:
     device: str
     kernels: str  # "reference" | "native" | "triton"
     recording: bool
+    deterministic: bool = False  # every token's bits depend on its own sequence alone
     threads: int
     block_size: int
     num_blocks: int  # without the null block

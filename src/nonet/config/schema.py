@@ -135,6 +135,12 @@ class RuntimeConfig:
     recording: Annotated[
         bool, Doc("record the forward pass once and replay it (CUDA graphs, native program)")
     ] = True
+    deterministic: Annotated[
+        bool,
+        Doc(
+            "the same bits for a request alone, in any batch and in any chunk; costs speed on a GPU"
+        ),
+    ] = False
     threads: Annotated[
         int | None, Doc("threads of the engine process; physical cores when unset", 1)
     ] = None

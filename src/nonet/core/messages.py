@@ -89,6 +89,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     load_s: float = 0.0
     adapters: tuple[AdapterInfo, ...] = ()  # those loaded at start
+    deterministic: bool = False  # every token's bits depend on its own sequence alone
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from nonet.engine.preparations import Preparations, Task
 from nonet.grammar import GRAMMARS
 from nonet.grammar.base import GrammarCompiler
 from nonet.grammar.deferred import DeferredCompiler
-from nonet.kernels import KERNELS
+from nonet.kernels import FIXED_ORDER_KERNELS, KERNELS
 from nonet.kernels.ops import Ops, Recording
 from nonet.kv.cache import KVCache
 from nonet.kv.compaction import CompactionRule
@@ -70,7 +70,7 @@ def build_engine(
     began = time.monotonic()
     pruner = None if resolved.kv_prune is None else PRUNERS.build(resolved.kv_prune)
     spec = spec or read_spec(Path(resolved.model_path))
-    ops = make_ops(resolved.kernels, resolved.dtype, resolved.device, resolved.threads)
+    ops = _ops(resolved)
     source = (
         DummySource(spec, resolved.seed)
         if resolved.dummy_weights
@@ -126,9 +126,22 @@ class _DeviceSide:
     recording: Recording | None
 
 
-def make_ops(kernels: str, dtype: str, device: str, threads: int) -> Ops:
-    """The kernel implementation of that name."""
-    ops: Ops = KERNELS.load(kernels).create(DTYPES[dtype], torch.device(device), threads)
+def _ops(resolved: Resolved) -> Ops:
+    return make_ops(
+        resolved.kernels,
+        resolved.dtype,
+        resolved.device,
+        resolved.threads,
+        is_deterministic=resolved.deterministic,
+    )
+
+
+def make_ops(
+    kernels: str, dtype: str, device: str, threads: int, *, is_deterministic: bool = False
+) -> Ops:
+    """The kernel implementation of that name, if asked the one with every sum in fixed order."""
+    table = FIXED_ORDER_KERNELS if is_deterministic else KERNELS
+    ops: Ops = table.load(kernels).create(DTYPES[dtype], torch.device(device), threads)
     return ops
 
 
@@ -318,4 +331,5 @@ def _info(
         reasons=resolved.reasons,
         threads=resolved.threads,
         load_s=load_s,
+        deterministic=resolved.deterministic,
     )

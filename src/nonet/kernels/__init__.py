@@ -2,7 +2,7 @@
 
 from nonet.core.catalogue import Catalogue
 
-__all__ = ["KERNELS"]
+__all__ = ["FIXED_ORDER_KERNELS", "KERNELS"]
 
 # Each class has `create(dtype, device, threads)`.
 KERNELS = Catalogue(
@@ -11,5 +11,14 @@ KERNELS = Catalogue(
         "reference": "nonet.kernels.reference.ops:ReferenceOps",
         "native": "nonet.kernels.native.ops:NativeOps",
         "triton": "nonet.kernels.triton.ops:TritonOps",
+    },
+)
+
+# Those whose results for a token depend on its own sequence alone, to the bit.
+FIXED_ORDER_KERNELS = Catalogue(
+    "kernel implementation in fixed order",
+    {
+        "native": "nonet.kernels.native.ops:NativeOps",
+        "triton": "nonet.kernels.triton.fixed_order:FixedOrderOps",
     },
 )

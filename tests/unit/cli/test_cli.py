@@ -19,7 +19,7 @@ ENGINE = {
     "--kv-prune", "--kv-reservation", "--policy", "--batching",
     "--max-num-seqs", "--max-tokens-per-step", "--chunked-prefill", "--max-waiting", "--device", "--kernels",
     "--recording", "--threads", "--lora-modules", "--lora-dir", "--max-loras", "--max-lora-rank", "--max-cpu-loras",
-    "--config", "--lease-fraction", "--kv-format", "--speculate", "--draft-length",
+    "--config", "--lease-fraction", "--deterministic", "--kv-format", "--speculate", "--draft-length",
 }  # fmt: skip
 SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",

@@ -176,13 +176,14 @@ def test_every_automatic_choice_has_a_reason_and_no_other() -> None:
     automatic = {
         "device", "dtype", "kernels", "weight_format", "block_size", "max_num_seqs", "max_tokens_per_step",
         "groups", "kv_format", "memory_fraction", "num_blocks", "max_model_len", "threads",
+        "deterministic",
     }  # fmt: skip
     assert set(plan().reasons) == automatic
     chosen = plan(
         device="cpu", dtype="float32", kernels="native", weight_format="int8", block_size=32, num_blocks=64,
         max_num_seqs=8, max_tokens_per_step=64, max_model_len=512, threads=1,
     )  # fmt: skip
-    assert set(chosen.reasons) == {"groups", "kv_format"}
+    assert set(chosen.reasons) == {"groups", "kv_format", "deterministic"}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,8 @@ def test_a_form_that_kernels_do_not_keep_is_counted_dense() -> None:
     dense = plan().memory.weight_bytes
     assert plan(weight_format="int8", kernels="reference").memory.weight_bytes == dense
     on_gpu = replace(CUDA, has_triton=True)
-    assert plan(machine=on_gpu, weight_format="int4").memory.weight_bytes == dense
+    codes = plan(weight_format="int4").memory.weight_bytes
+    assert plan(machine=on_gpu, weight_format="int4").memory.weight_bytes == codes < dense / 2
     embedding = 49152 * 576
     scales = 4 * 30 * (960 + 576 + 3072 + 576)
     fp8 = plan(machine=on_gpu, weight_format="fp8")
@@ -393,3 +395,30 @@ def test_each_conflict_is_refused_with_its_reason() -> None:
 )
 def test_show_bytes(count: int, text: str) -> None:
     assert show_bytes(count) == text
+
+
+def test_what_is_deterministic_as_it_is() -> None:
+    assert plan().deterministic
+    assert "native" in plan().reasons["deterministic"]
+    assert not plan(kernels="reference").deterministic
+    assert not plan(machine=replace(CUDA, has_triton=True)).deterministic
+    asked = plan(machine=replace(CUDA, has_triton=True), deterministic=True)
+    assert asked.deterministic
+    assert "deterministic" not in asked.reasons
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "message"),
+    [
+        (MACHINE, {"kernels": "reference"}, "deterministic true and kernels reference exclude"),
+        (MACHINE, {"speculate": "draft_model:model=x"}, "how many are drafted follows the load"),
+        (replace(CUDA, has_triton=True), {"lora_dir": "."}, "leave lora_modules and lora_dir out"),
+        (replace(CUDA, has_triton=True), {"kv_prune": "snapkv:budget=64"}, "leave kv_prune out"),
+    ],
+)  # fmt: skip
+def test_where_bits_depend_on_company_deterministic_is_refused(
+    machine: Machine, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(machine=machine, deterministic=True, **options)
+    plan(machine=machine, **options)

@@ -61,8 +61,9 @@ def entry_scales(
         at = entry_offsets(blocks, start, head, K, P, 1, TILE)
         k_scale = tl.load(key_scales + at, mask=live, other=0.0).to(tl.float32)
         v_scale = tl.load(value_scales + at, mask=live, other=0.0).to(tl.float32)
-        return k_scale, v_scale
-    return 0.0, 0.0
+    else:
+        k_scale, v_scale = 0.0, 0.0
+    return k_scale, v_scale
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from nonet.kernels.triton.linear_few import (
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 from nonet.kernels.triton.scale_product import scale_product
 
-__all__ = ["DenseLinear", "Float8Linear", "Linears", "float8_linear"]
+__all__ = ["DenseLinear", "Float8Blocks", "Float8Linear", "Linears", "float8_linear"]
 
 # Above these cuBLAS is as fast or faster (measured on an H200).
 MOST_ROWS_DENSE = 16
@@ -42,6 +42,15 @@ class Float8Linear:
 
     weight: torch.Tensor
     scale: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Float8Blocks:
+    """Weight float8_e4m3fn [N, K], float32 scales [N, ceil(K / 128)] for each 128 inputs, bias [N] or None."""
+
+    weight: torch.Tensor
+    scales: torch.Tensor
     bias: torch.Tensor | None
 
 

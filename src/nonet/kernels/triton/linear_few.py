@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["FewRowsTiling", "LinearScratch", "few_rows_tiling", "linear_few"]
+__all__ = ["FewRowsTiling", "LinearScratch", "few_rows_tiling", "finish", "linear_few"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def _linear_few(
             N, K, ROWS, OUTPUTS, INPUTS, PRECISION,
         )  # fmt: skip
         if last - at == steps:
-            _finish(out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
+            finish(out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
         else:
             within = tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
             segment = 2 * program + (at == start).to(tl.int32)
@@ -135,9 +135,7 @@ def _linear_few(
                     )
                     segment = 2 * (first + place + 1)
                 tl.store(arrivals + tile, 0)
-                _finish(
-                    out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS
-                )
+                finish(out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
         at = last
 
 
@@ -164,7 +162,7 @@ def _sum_segment(
 
 
 @triton.jit
-def _finish(
+def finish(
     out, x_scale, scale, bias, acc, output, tokens,
     N: tl.constexpr, ROWS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["logits"]
+__all__ = ["logits", "soft_cap"]
 
 
 def logits(
@@ -19,10 +19,15 @@ def logits(
         out = torch.mm(x.float(), weight.t().float())
     if bias is not None:
         out += bias
-    if softcap is not None and out.numel():
+    return soft_cap(out, softcap)
+
+
+def soft_cap(values: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """softcap * tanh(values / softcap), in place; the values themselves if there is none."""
+    if softcap is not None and values.numel():
         block = 1024
-        _soft_cap[(triton.cdiv(out.numel(), block),)](out, softcap, out.numel(), block)
-    return out
+        _soft_cap[(triton.cdiv(values.numel(), block),)](values, softcap, values.numel(), block)
+    return values
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -10,6 +10,7 @@ import torch
 from nonet.core.errors import ConfigError
 from nonet.kernels.entries import copy_all
 from nonet.kernels.float8 import Float8Tensor
+from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.kv_format import KVFormat
 from nonet.kernels.ops import (
     Activation,
@@ -23,17 +24,29 @@ from nonet.kernels.ops import (
 )
 from nonet.kernels.triton.attention import PagedAttention
 from nonet.kernels.triton.cache import allocate_cache, stored_entries
+from nonet.kernels.triton.coded import CodedLinear, can_pack, pack
+from nonet.kernels.triton.coded import take_rows as take_coded_rows
 from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
-from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear
-from nonet.kernels.triton.logits import logits
+from nonet.kernels.triton.linear import (
+    DenseLinear,
+    Float8Blocks,
+    Float8Linear,
+    Linears,
+    float8_linear,
+)
+from nonet.kernels.triton.linear_coded import CodedLinears
+from nonet.kernels.triton.linear_fixed import BLOCK, FixedLinears
+from nonet.kernels.triton.logits import logits, soft_cap
 from nonet.kernels.triton.lora import add_low_rank
-from nonet.kernels.triton.quantize_rows import Rounded, quantize_rows
+from nonet.kernels.triton.quantize_rows import Rounded, quantize_blocks, quantize_rows
 from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
 from nonet.kernels.triton.rope_store import rope_store
 from nonet.kernels.triton.rows import take_rows
 
-__all__ = ["TritonOps"]
+__all__ = ["TritonLinear", "TritonOps"]
+
+TritonLinear = DenseLinear | Float8Linear | Float8Blocks | CodedLinear
 
 MANY_ROWS = 64
 
@@ -52,9 +65,11 @@ class TritonOps:
         self.dtype = dtype
         self.device = device
         self.threads = threads  # the device does the work
-        multiprocessors = _multiprocessors(device)
-        self.paged_attention = PagedAttention(device, multiprocessors)
-        self.linears = Linears(device, multiprocessors)
+        self.multiprocessors = _multiprocessors(device)
+        self.paged_attention = PagedAttention(device, self.multiprocessors)
+        self.linears = Linears(device, self.multiprocessors)
+        self.coded_linears = CodedLinears(device, self.multiprocessors)
+        self.fixed_linears = FixedLinears(device)
         self._has_float8 = False
         self._rounded: tuple[torch.Tensor, Rounded] | None = None
 
@@ -63,22 +78,35 @@ class TritonOps:
         """As the catalogue of kernels calls it."""
         return cls(dtype, device, threads)
 
-    def pack(
-        self, weight: WeightMatrix, bias: torch.Tensor | None = None
-    ) -> DenseLinear | Float8Linear:
-        """Codes become dense, float8 with a scale per output stays as it is; `linear` alone understands float8."""
+    def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> TritonLinear:
+        """Codes and float8 stay as they are where a kernel reads them; only `linear` understands float8."""
         moved_bias = None if bias is None else bias.to(self.device, self.dtype)
-        if isinstance(weight, Float8Tensor) and weight.is_by_output and weight.inputs == "token":
-            self._has_float8 = True
-            values = weight.values.to(self.device).contiguous()
-            return Float8Linear(values, weight.scale[:, 0].to(self.device).contiguous(), moved_bias)
+        if isinstance(weight, Float8Tensor) and weight.inputs != "exact":
+            return self._pack_float8(weight, moved_bias)
         if not isinstance(weight, torch.Tensor) and weight.inputs not in ("free", "exact"):
             raise ConfigError(
-                "the Triton kernels round inputs to float8 by token only, with a scale for each output or for the "
-                "tensor; use weight_format fp8, or kernels reference"
+                "the Triton kernels have no products of integers on both sides; "
+                "use weight_format fp8, or kernels reference"
             )
+        is_wide = self.dtype == torch.float32
+        if isinstance(weight, GroupwiseTensor) and can_pack(weight) and not is_wide:
+            return pack(weight, moved_bias, self.device)
         dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
         return DenseLinear(dense.to(self.device, self.dtype).contiguous(), moved_bias)
+
+    def _pack_float8(
+        self, weight: Float8Tensor, bias: torch.Tensor | None
+    ) -> Float8Linear | Float8Blocks:
+        values, scale = weight.values.to(self.device).contiguous(), weight.scale.to(self.device)
+        if weight.inputs == "token" and weight.is_by_output:
+            self._has_float8 = True
+            return Float8Linear(values, scale[:, 0].contiguous(), bias)
+        if weight.inputs == "group" and weight.group == BLOCK:
+            return Float8Blocks(values, scale.contiguous(), bias)
+        raise ConfigError(
+            "the Triton kernels round inputs to float8 by token with a scale for each output or for the tensor, or by "
+            f"{BLOCK} inputs with a scale for as many; use weight_format fp8, or kernels reference"
+        )
 
     def pack_float8(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Float8Linear:
         """A dense weight [N, K] rounded to float8 with a scale per output; `linear` alone understands it."""
@@ -86,22 +114,48 @@ class TritonOps:
         moved = weight.to(self.device, torch.float32)
         return float8_linear(moved, None if bias is None else bias.to(self.device, self.dtype))
 
-    def linear(self, x: torch.Tensor, weight: DenseLinear | Float8Linear) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: TritonLinear) -> torch.Tensor:
         if isinstance(weight, DenseLinear):
             return self.linears.dense(x, weight)
+        if isinstance(weight, CodedLinear):
+            return self.coded_linears.any_rows(x, weight)
+        if isinstance(weight, Float8Blocks):
+            return self.float8_blocks(x, weight)
+        return self.linears.float8(self.rounded(x), weight, self.dtype)
+
+    def float8_blocks(self, x: torch.Tensor, weight: Float8Blocks) -> torch.Tensor:
+        rounded = quantize_blocks(x, BLOCK)
+        return self.fixed_linears(
+            rounded.codes,
+            weight.weight,
+            weight.bias,
+            self.dtype,
+            x_scale=rounded.scale,
+            scale=weight.scales,
+        )
+
+    def rounded(self, x: torch.Tensor) -> Rounded:
+        """x [T, K] in float8: as it was rounded where it was made, or rounded now."""
         made = self._rounded
-        rounded = made[1] if made is not None and made[0] is x else quantize_rows(x)
-        return self.linears.float8(rounded, weight, self.dtype)
+        return made[1] if made is not None and made[0] is x else quantize_rows(x)
 
     def lora(
         self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
     ) -> torch.Tensor:
         return add_low_rank(out, x, factors, slots)
 
-    def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
+    def logits(
+        self, x: torch.Tensor, weight: DenseLinear | CodedLinear, softcap: float | None
+    ) -> torch.Tensor:
+        if isinstance(weight, CodedLinear):
+            return soft_cap(self.coded_linears(x, weight, torch.float32), softcap)
         return logits(x, weight.weight, weight.bias, softcap)
 
-    def embed(self, token_ids: torch.Tensor, table: DenseLinear, scale: float) -> torch.Tensor:
+    def embed(
+        self, token_ids: torch.Tensor, table: DenseLinear | CodedLinear, scale: float
+    ) -> torch.Tensor:
+        if isinstance(table, CodedLinear):
+            return take_coded_rows(table, token_ids, scale, self.dtype)
         return take_rows(table.weight, token_ids, scale)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

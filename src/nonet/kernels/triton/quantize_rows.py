@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["FLOAT8_MAX", "Rounded", "quantize_rows", "round_row"]
+__all__ = ["FLOAT8_MAX", "Rounded", "quantize_blocks", "quantize_rows", "round_row"]
 
 FLOAT8_MAX = 448.0  # of e4m3fn
 
@@ -45,6 +45,34 @@ def quantize_rows(x: torch.Tensor) -> Rounded:
             num_warps=min(16, max(1, block // 512)),
         )
     return rounded
+
+
+def quantize_blocks(x: torch.Tensor, width: int) -> Rounded:
+    """x [T, K] rounded with a scale for each `width` inputs of a row: scales [T, ceil(K / width)]."""
+    x = x.contiguous()
+    tokens, inputs = x.shape
+    blocks = triton.cdiv(inputs, width)
+    codes = torch.empty(tokens, inputs, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(tokens, blocks, dtype=torch.float32, device=x.device)
+    if tokens:
+        _quantize_blocks[(tokens, triton.cdiv(blocks, 8))](
+            x, codes, scale, K=inputs, BLOCKS=blocks, WIDTH=width, LARGEST=FLOAT8_MAX, num_warps=4
+        )
+    return Rounded(codes, scale)
+
+
+@triton.jit
+def _quantize_blocks(
+    x, codes, scales, K: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1) * 8 + tl.arange(0, 8)
+    at = block[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    value = tl.load(x + token * K + at, mask=at < K, other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(value), 1), 1e-12)
+    eighth = tl.clamp(value * (LARGEST / largest)[:, None], -LARGEST, LARGEST)
+    tl.store(codes + token * K + at, eighth.to(codes.dtype.element_ty), mask=at < K)
+    tl.store(scales + token * BLOCKS + block, largest / LARGEST, mask=block < BLOCKS)
 
 
 @triton.jit

@@ -4,8 +4,7 @@ Idea: values = cast(w / s) with s = max |w| / 448; activations likewise at run t
 128 of a token's inputs where weights are in blocks. Reference: FP8 formats (arXiv 2209.05433); blocks as in
 DeepSeek-V3 (arXiv 2412.19437).
 Cost: half the bytes of bfloat16; three bits of mantissa, so more error than int8 where there are no outliers. Good for:
-GPUs with FP8 arithmetic. Conflicts: the native CPU kernels; the Triton kernels take scale=channel and scale=tensor,
-everything else runs on the reference kernels, which hold the weights dense.
+GPUs with FP8 arithmetic. Conflicts: the native CPU kernels; activations=exact makes the weights dense.
 """
 
 from __future__ import annotations

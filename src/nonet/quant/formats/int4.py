@@ -5,8 +5,8 @@ errors hurt most, have 8 bits. Reference: the groupwise round-to-nearest that GP
 (arXiv 2306.00978) measure themselves against.
 Cost: 4 bits a weight and a scale and minimum per group (5 bits with groups of 32, 4.25 with 128); visible in
 quality. With bfloat16 the native kernels round activations to 8 bits by group; activations=exact leaves them alone.
-Good for: decode speed and memory. Conflicts: the Triton kernels make the codes dense when they load them, so
-a GPU saves no memory by it.
+The Triton kernels round no activations. Good for: decode speed and memory. Conflicts: none; with float32, for tests,
+the Triton kernels make the codes dense.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Idea: code = round(w / s) with s = max |w| / 127 over a group of inputs, or over
 Reference: the weight-only form of LLM.int8() (arXiv 2208.07339).
 Cost: half the bytes of bfloat16; little in quality. With bfloat16 the native kernels round activations to 8 bits too,
 by group, which is faster and costs more than the weights do; activations=exact leaves them alone.
-Good for: decode, which reads every weight. Conflicts: the Triton kernels make the codes dense when they load them, so
-a GPU saves no memory by it.
+The Triton kernels round no activations. Good for: decode, which reads every weight. Conflicts: none; with float32, for
+tests, the Triton kernels make the codes dense.
 """
 
 from __future__ import annotations
