@@ -10,7 +10,17 @@ from nonet.config.machine import Machine
 
 __all__ = ["device_facts", "library_versions", "source_commit"]
 
-LIBRARIES = ("nonet", "torch", "numpy", "tokenizers", "msgspec", "safetensors", "uvicorn")
+LIBRARIES = (
+    "nonet",
+    "torch",
+    "numpy",
+    "tokenizers",
+    "msgspec",
+    "safetensors",
+    "transformers",
+    "triton",
+    "uvicorn",
+)
 
 
 def device_facts(machine: Machine) -> dict[str, str | int | None]:

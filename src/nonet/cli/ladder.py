@@ -2,111 +2,66 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
-from cyclopts import Group, Parameter
 
-from nonet.bench.ladder.climb import Quality, climb
+from nonet.bench.ladder.climb import Ascent, Budget, Quality, climb
 from nonet.bench.ladder.html import page
 from nonet.bench.ladder.huggingface import HuggingFaceJob, measure_huggingface
 from nonet.bench.ladder.measure import Plan
+from nonet.bench.ladder.picture import draw
 from nonet.bench.ladder.quality import measure_quality
 from nonet.bench.ladder.report import table
 from nonet.bench.ladder.result import Climb, Measured, Store, key_of
-from nonet.bench.ladder.rungs import Rung, choose, default_rungs
-from nonet.bench.ladder.workload import mixed, read_jsonl, sample
+from nonet.bench.ladder.rungs import STATIC_BATCH, Rung, choose, default_rungs, with_prompt_room
 from nonet.bench.metrics import Limits
 from nonet.bench.provenance import device_facts, library_versions, source_commit
-from nonet.bench.workload import Workload, data_folder
+from nonet.bench.workload import Workload
 from nonet.cli.flags import ENGINE, configured
+from nonet.cli.ladder_flags import LadderFlags
 from nonet.cli.terminal import note, progress
 from nonet.config.convert import as_text
 from nonet.config.load import Loaded
 from nonet.config.machine import Machine
 from nonet.config.options import options
 from nonet.config.resolved import Resolved
-from nonet.core.errors import ConfigError
+from nonet.core.errors import ConfigError, UnavailableError
 from nonet.engine.prepare import PromptReader, resolve_config
 
 __all__ = ["command"]
 
-_GROUP = Group("Ladder", sort_key=50)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LadderFlags:
-    """What is climbed, and how often each rung is measured."""
-
-    price: Annotated[float, Parameter(help="of the machine per hour", group=_GROUP)] = 1.0
-    workload: Annotated[
-        str, Parameter(help="sample, mixed (from NONET_DATA), or a JSONL file", group=_GROUP)
-    ] = "sample"
-    num_requests: Annotated[int, Parameter(help="of sample and mixed", group=_GROUP)] = 64
-    workload_seed: Annotated[int, Parameter(help="of sample and mixed", group=_GROUP)] = 0
-    scale: Annotated[
-        float, Parameter(help="lengths of sample and mixed are multiplied by it", group=_GROUP)
-    ] = 1.0
-    rungs: Annotated[
-        tuple[str, ...], Parameter(help="only these, besides the first", group=_GROUP)
-    ] = ()
-    repeats: Annotated[int, Parameter(help="runs of each rung", group=_GROUP)] = 3
-    latency_requests: Annotated[
-        int, Parameter(help="requests of the latency pass; 0 leaves it out", group=_GROUP)
-    ] = 16
-    leave_out: Annotated[
-        bool, Parameter(help="also the full stack without each rung", group=_GROUP)
-    ] = True
-    anchor: Annotated[
-        Literal["huggingface", "none"], Parameter(help="what stands outside", group=_GROUP)
-    ] = "huggingface"
-    max_ttft: Annotated[float, Parameter(help="seconds, for goodput", group=_GROUP)] = 5.0
-    max_tpot: Annotated[float, Parameter(help="seconds, for goodput", group=_GROUP)] = 0.2
-    out: Annotated[Path, Parameter(help="folder of the results", group=_GROUP)] = Path("ladder")
-
-    def make(self) -> Workload:
-        """The requests that these flags stand for."""
-        if self.workload == "sample":
-            return sample(self.num_requests, seed=self.workload_seed, scale=self.scale)
-        if self.workload == "mixed":
-            folder = data_folder(os.environ)
-            return mixed(folder, self.num_requests, seed=self.workload_seed, scale=self.scale)
-        if not Path(self.workload).exists():
-            raise ConfigError(
-                f"no workload {self.workload!r}; give sample, mixed, or a JSONL file that exists"
-            )
-        return read_jsonl(Path(self.workload))
+# Room in the context for what tells a run's requests from another run's, and the multiple that it is rounded to.
+SPARE_TOKENS, CONTEXT_STEP = 24, 64
 
 
 def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
     """Climb from naive to the full stack, one technique at a time, and show what each one brings."""
     flags = flags or LadderFlags()
-    if not flags.price > 0 or flags.repeats < 1 or flags.num_requests < 1:
-        raise ConfigError("price must be above 0, repeats and num_requests at least 1")
-    workload = flags.make()
-    resolved, _ = resolve_config(loaded.config)
-    rungs = choose(default_rungs(resolved.device), flags.rungs)
+    flags.check()
+    budget = Budget(flags.budget_s)
+    resolved, spec = resolve_config(loaded.config)
+    workload = flags.make(dummy_weights=resolved.dummy_weights, vocab_size=spec.vocab_size)
+    prompts = _prompts(resolved, workload)
+    given = _given(loaded)
+    context = str(_context(prompts, workload, spec.max_position))
+    plan = _plan(flags, workload, {"max_model_len": context, **given})
+    known = default_rungs(resolved.device, has_text=not resolved.dummy_weights)
+    longest_prompt = max(map(len, prompts)) + SPARE_TOKENS
+    rungs = choose(with_prompt_room(known, longest_prompt), flags.rungs)
     identity: dict[str, object] = {
         "commit": source_commit(),
         "model": resolved.model_path,
         "workload": workload.digest(),
         "limits": [flags.max_ttft, flags.max_tpot],
+        "latency_requests": flags.latency_requests,
     }
     store = Store(flags.out / "measured")
-    plan = Plan(
-        workload=workload,
-        options=_given(loaded),
-        resolve=lambda config: resolve_config(config)[0],
-        repeats=flags.repeats,
-        limits=Limits(ttft_s=flags.max_ttft, tpot_s=flags.max_tpot),
-        latency_requests=flags.latency_requests,
-    )
-    anchors = [] if flags.anchor == "none" else [_anchor(resolved, workload, store, identity)]
+    anchors = []
+    if flags.anchor != "none":
+        anchors.append(_anchor(resolved, prompts, flags, store, identity, workload))
     with progress("ladder", "rungs") as show:
 
         def began(name: str, number: int, count: int) -> None:
@@ -119,10 +74,40 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
             store,
             identity,
             leave_out=flags.leave_out,
-            quality=_quality(rungs[0], plan),
+            quality=_quality(rungs[0], plan) if _has_quality(flags, resolved) else None,
+            budget=budget,
             began=began,
         )
-    result = Climb(
+    lossy = [rung.name for rung in rungs if rung.is_lossy]
+    result = _climb(resolved, workload, flags, anchors, found, lossy, given)
+    return _publish(result, flags.out)
+
+
+command = configured(ladder, *ENGINE, model_first=True)
+
+
+def _plan(flags: LadderFlags, workload: Workload, given: dict[str, str]) -> Plan:
+    return Plan(
+        workload=workload,
+        options=given,
+        resolve=lambda config: resolve_config(config)[0],
+        repeats=flags.repeats,
+        limits=Limits(ttft_s=flags.max_ttft, tpot_s=flags.max_tpot),
+        latency_requests=flags.latency_requests,
+        rung_s=flags.rung_s,
+    )
+
+
+def _climb(
+    resolved: Resolved,
+    workload: Workload,
+    flags: LadderFlags,
+    anchors: list[Measured],
+    found: Ascent,
+    lossy: list[str],
+    given: dict[str, str],
+) -> Climb:
+    return Climb(
         model=resolved.served_name,
         workload=workload.name,
         workload_sha256=workload.digest(),
@@ -132,15 +117,39 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
         device=device_facts(Machine.detect()),
         commit=source_commit(),
         libraries=library_versions(),
-        lossy=[rung.name for rung in rungs if rung.is_lossy],
+        lossy=lossy,
         anchors=anchors,
         rungs=found.rungs,
         without=found.without,
+        options=given,
+        limits={"ttft_s": flags.max_ttft, "tpot_s": flags.max_tpot},
+        notes=_notes(resolved, flags, anchors),
     )
-    return _publish(result, flags.out)
 
 
-command = configured(ladder, *ENGINE, model_first=True)
+def _prompts(resolved: Resolved, workload: Workload) -> list[list[int]]:
+    """Token ids of every request, as the server will make them."""
+    reader = PromptReader(Path(resolved.model_path))
+    return [
+        reader.chat_ids(item.messages) if item.messages else list(item.prompt_ids)
+        for item in workload.items
+    ]
+
+
+def _context(prompts: list[list[int]], workload: Workload, most: int) -> int:
+    """The shortest context that holds the workload: worst-case reservations are then no worse than they must be."""
+    needed = SPARE_TOKENS + max(
+        len(prompt) + item.output_len for prompt, item in zip(prompts, workload.items, strict=True)
+    )
+    if needed > most:
+        raise ConfigError(
+            f"the workload has a request of {needed} tokens and the model takes {most}; give a smaller --scale"
+        )
+    return min(most, -(-needed // CONTEXT_STEP) * CONTEXT_STEP)
+
+
+def _has_quality(flags: LadderFlags, resolved: Resolved) -> bool:
+    return flags.quality and not resolved.dummy_weights
 
 
 def _quality(first: Rung, plan: Plan) -> Quality:
@@ -153,7 +162,8 @@ def _quality(first: Rung, plan: Plan) -> Quality:
     def measure(settings: dict[str, str]) -> dict[str, float]:
         # The reference computes nothing lossy, with the kernels of the rung: else their rounding would count.
         exact = {**engine_only(first.settings), "kernels": settings.get("kernels", "auto")}
-        return measure_quality(plan.options, exact, engine_only(settings))
+        given = {name: text for name, text in plan.options.items() if name != "max_model_len"}
+        return measure_quality(given, exact, engine_only(settings))
 
     return measure
 
@@ -169,36 +179,63 @@ def _given(loaded: Loaded) -> dict[str, str]:
 
 
 def _anchor(
-    resolved: Resolved, workload: Workload, store: Store, identity: dict[str, object]
+    resolved: Resolved,
+    prompts: list[list[int]],
+    flags: LadderFlags,
+    store: Store,
+    identity: dict[str, object],
+    workload: Workload,
 ) -> Measured:
-    key = key_of({**identity, "anchor": "huggingface", "dtype": resolved.dtype})
+    count = flags.anchor_requests or len(prompts)
+    job = HuggingFaceJob(
+        model_path=resolved.model_path,
+        dummy_weights=resolved.dummy_weights,
+        repeats=flags.repeats if flags.anchor_requests is None else 1,
+        dtype=resolved.dtype,
+        device=resolved.device,
+        threads=resolved.threads,
+        batch_size=STATIC_BATCH,
+        prompts=prompts[:count],
+        output_lens=[item.output_len for item in workload.items[:count]],
+    )
+    parts = {**identity, "anchor": "huggingface", "dtype": resolved.dtype, "requests": count}
+    key = key_of({**parts, "repeats": job.repeats})
     found = store.get(key)
     if found is None:
-        note("Hugging Face generate, static batches of 32")
-        reader = PromptReader(Path(resolved.model_path))
-        job = HuggingFaceJob(
-            model_path=resolved.model_path,
-            dtype=resolved.dtype,
-            device=resolved.device,
-            threads=resolved.threads,
-            batch_size=32,
-            prompts=[
-                reader.chat_ids(item.messages) if item.messages else list(item.prompt_ids)
-                for item in workload.items
-            ],
-            output_lens=[item.output_len for item in workload.items],
-        )
+        note(f"Hugging Face generate, static batches of {STATIC_BATCH}")
         found = measure_huggingface(job, "Hugging Face generate")
+        if count < len(prompts):
+            words = f"the first {count} of {len(prompts)} requests"
+            found = msgspec.structs.replace(found, note=words)
         store.put(key, found)
     return found
 
 
+def _notes(resolved: Resolved, flags: LadderFlags, anchors: list[Measured]) -> list[str]:
+    notes = []
+    if resolved.dummy_weights:
+        notes.append(
+            "Dummy weights: speed only. Rungs that depend on what the model says (speculation, answers alike in "
+            "meaning) and the quality of lossy rungs need real weights and are left out."
+        )
+    if flags.anchor == "none" or not any(one.runs for one in anchors):
+        notes.append("Without the outside anchor, factors are over nonet's own naive rung alone.")
+    return notes
+
+
 def _publish(result: Climb, folder: Path) -> int:
-    """Table to the terminal; JSON and page to the folder. 1 when a rung has an error."""
+    """Table to the terminal; JSON, page and picture to the folder. 1 when a rung has an error."""
     (folder / "ladder.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
     )
     (folder / "ladder.html").write_text(page(result), encoding="utf-8")
+    written = [folder / "ladder.json", folder / "ladder.html"]
     print(table(result))
-    note(f"written to {folder / 'ladder.json'} and {folder / 'ladder.html'}")
+    try:
+        draw(result, folder / "ladder.png")
+    except UnavailableError as error:
+        note(f"no ladder.png: {error}")
+    else:
+        written.append(folder / "ladder.png")
+    note("written: " + ", ".join(map(str, written)))
     return 1 if any(one.error for one in (*result.rungs, *result.without)) else 0

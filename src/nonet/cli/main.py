@@ -23,6 +23,7 @@ VERBS = {
     "list": ("list_models", "List packaged models and what is in the cache."),
     "plan": ("plan", "Show the resolved configuration and its reasons, without loading weights."),
     "ladder": ("ladder", "Show what each technique saves, one rung at a time."),
+    "tune": ("tune", "Write the cheapest measured configuration that meets latency targets."),
     "doctor": ("doctor", "Check what this machine offers."),
     "version": ("version", "Print the version."),
 }

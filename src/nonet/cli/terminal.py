@@ -81,8 +81,8 @@ class _Bar:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _counts(self, done: int, total: int, now: float) -> str:
-        if self._unit != "B":
-            return f"{done}/{total} {self._unit}"
         rate = done / max(1e-6, now - self._start_s)
         left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+        if self._unit != "B":
+            return f"{done}/{total} {self._unit}{left}"
         return f"{show_bytes(done)} of {show_bytes(total)}, {show_bytes(rate)}/s{left}"

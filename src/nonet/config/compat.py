@@ -40,6 +40,12 @@ CONFLICTS = (
         "use kernels auto, or device cuda",
     ),
     Conflict(
+        ("device", "cpu"),
+        ("kernels", "flash"),
+        "its attention is a Triton kernel, which runs on a GPU only",
+        "use kernels auto or padded, or device cuda",
+    ),
+    Conflict(
         ("weight_format", "fp8"),
         ("kernels", "native"),
         "the native CPU kernels have no 8-bit floats",

@@ -90,7 +90,7 @@ class Resolved:
     seed: int
     max_model_len: int
     device: str
-    kernels: str  # "reference" | "native" | "triton"
+    kernels: str  # by its name in the catalogue
     recording: bool
     deterministic: bool = False  # every token's bits depend on its own sequence alone
     threads: int

@@ -9,6 +9,8 @@ KERNELS = Catalogue(
     "kernel implementation",
     {
         "reference": "nonet.kernels.reference.ops:ReferenceOps",
+        "padded": "nonet.kernels.padded.ops:PaddedOps",
+        "flash": "nonet.kernels.padded.flash:FlashOps",
         "native": "nonet.kernels.native.ops:NativeOps",
         "triton": "nonet.kernels.triton.ops:TritonOps",
     },

@@ -43,8 +43,10 @@ FROZEN = {
     "list": {"--json"},
     "plan": ENGINE | {"--json"},
     "ladder": ENGINE
-    | {"--price", "--workload", "--num-requests", "--workload-seed", "--scale", "--rungs", "--repeats",
-       "--latency-requests", "--leave-out", "--anchor", "--max-ttft", "--max-tpot", "--out"},
+    | {"--price", "--workload", "--num-requests", "--workload-seed", "--scale", "--rungs", "--repeats", "--rung-s",
+       "--budget-s", "--quality", "--anchor-requests", "--latency-requests", "--leave-out", "--anchor", "--max-ttft",
+       "--max-tpot", "--out"},
+    "tune": {"--slo", "--quantile", "--results", "--lossless", "--out"},
     "doctor": {"--config", "--json"} | SERVER,
     "version": {"--json"},
     "usage report": {"--data-dir", "--by", "--since", "--until", "--tenant", "--json"},

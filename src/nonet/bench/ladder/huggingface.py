@@ -25,9 +25,14 @@ __all__ = ["HuggingFaceJob", "measure_huggingface"]
 
 
 class HuggingFaceJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Prompts as token ids with the number of tokens wanted of each, in order of arrival."""
+    """Prompts as token ids with the number of tokens wanted of each, in order of arrival.
+
+    With `dummy_weights` the folder needs a config.json alone, and the weights are those that transformers begins with.
+    """
 
     model_path: str
+    dummy_weights: bool = False
+    repeats: int = 1
     dtype: str
     device: str
     threads: int
@@ -37,8 +42,12 @@ class HuggingFaceJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_huggingface(job: HuggingFaceJob, name: str) -> Measured:
-    """Only wanted tokens count as output: a batch runs until its longest is done. One run, after a warm-up."""
-    settings = {"batch_size": str(job.batch_size), "dtype": job.dtype}
+    """Only wanted tokens count as output: a batch runs until its longest is done. After a warm-up of two tokens."""
+    settings = {
+        "batch_size": str(job.batch_size),
+        "dtype": job.dtype,
+        "requests": str(len(job.prompts)),
+    }
     if importlib.util.find_spec("transformers") is None:
         return Measured(
             name=name, settings=settings, error="not measured: transformers is not installed"
@@ -51,8 +60,15 @@ def measure_huggingface(job: HuggingFaceJob, name: str) -> Measured:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             return Measured(name=name, settings=settings, error=f"generate failed: {lines[-1]}")
-        ends = msgspec.json.decode(result_file.read_bytes(), type=list[float])
-    requests = [
+        runs = msgspec.json.decode(result_file.read_bytes(), type=list[list[float]])
+    return Measured(
+        name=name, settings=settings, runs=[summarise(_times(job, ends)) for ends in runs]
+    )
+
+
+def _times(job: HuggingFaceJob, ends: list[float]) -> list[RequestTimes]:
+    """All tokens of a batch are delivered when it ends."""
+    return [
         RequestTimes(
             index=index, due_s=0.0, sent_s=0.0, delivery_s=[end_s],
             prompt_tokens=len(prompt), output_tokens=output_len,
@@ -61,7 +77,6 @@ def measure_huggingface(job: HuggingFaceJob, name: str) -> Measured:
             zip(ends, job.prompts, job.output_lens, strict=True)
         )
     ]  # fmt: skip
-    return Measured(name=name, settings=settings, runs=[summarise(requests)])
 
 
 def main(job_path: str, result_path: str) -> None:
@@ -71,14 +86,7 @@ def main(job_path: str, result_path: str) -> None:
 
     job = msgspec.json.decode(Path(job_path).read_bytes(), type=HuggingFaceJob)
     torch.set_num_threads(job.threads)
-    path = Path(job.model_path)
-    where = (str(path), {}) if path.is_dir() else (str(path.parent), {"gguf_file": path.name})
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        where[0], dtype=getattr(torch, job.dtype), **where[1]
-    )
-    model.to(job.device)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
+    model = _model(job, torch, transformers)
 
     def run(prompts: list[list[int]], output_len: int) -> None:
         longest = max(map(len, prompts))
@@ -90,13 +98,32 @@ def main(job_path: str, result_path: str) -> None:
             torch.cuda.synchronize()
 
     run(job.prompts[: job.batch_size], 2)
-    began = time.perf_counter()
-    ends: list[float] = []
-    for at in range(0, len(job.prompts), job.batch_size):
-        batch = job.prompts[at : at + job.batch_size]
-        run(batch, max(job.output_lens[at : at + job.batch_size]))
-        ends += [time.perf_counter() - began] * len(batch)
-    Path(result_path).write_bytes(msgspec.json.encode(ends))
+    runs: list[list[float]] = []
+    for _ in range(job.repeats):
+        began = time.perf_counter()
+        ends: list[float] = []
+        for at in range(0, len(job.prompts), job.batch_size):
+            batch = job.prompts[at : at + job.batch_size]
+            run(batch, max(job.output_lens[at : at + job.batch_size]))
+            ends += [time.perf_counter() - began] * len(batch)
+        runs.append(ends)
+    Path(result_path).write_bytes(msgspec.json.encode(runs))
+
+
+def _model(job: HuggingFaceJob, torch: Any, transformers: Any) -> Any:
+    path, dtype = Path(job.model_path), getattr(torch, job.dtype)
+    causal = transformers.AutoModelForCausalLM
+    if job.dummy_weights:
+        config = transformers.AutoConfig.from_pretrained(str(path))
+        with torch.device(job.device):
+            model = causal.from_config(config, dtype=dtype)
+    else:
+        folder, extra = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+        model = causal.from_pretrained(str(folder), dtype=dtype, **extra)
+    model.to(job.device).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from nonet.bench.arrivals import all_at_once, poisson
+from nonet.bench.arrivals import all_at_once, poisson, recorded
 from nonet.bench.client import Target
 from nonet.bench.http import get_text
 from nonet.bench.ladder.result import Measured
@@ -47,6 +49,7 @@ class Plan:
     latency_requests: int = 0
     file: Path | None = None  # the user's configuration, below the options
     timeout_s: float = 1800.0
+    rung_s: float | None = None  # no run is repeated once a rung's runs have taken that long
 
 
 def measure_rung(name: str, settings: dict[str, str], plan: Plan) -> Measured:
@@ -63,7 +66,7 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
     with running_server(as_environment(config)) as url:
         served = asyncio.run(ask_model(url))
         target = Target(url, served.name, timeout_s=plan.timeout_s)
-        with _PeakMemory() as memory:
+        with _PeakMemory(resolved.device) as memory:
             runs, requests, telemetry = _capacity(target, plan)
         rate = plan.latency_rate_rps or LATENCY_LOAD * runs[0].requests_per_s
         latency = _latency(target, plan, rate) if plan.latency_requests and rate else None
@@ -103,8 +106,12 @@ def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTi
     """All requests at once, `repeats` times; each run's texts differ, so that none can be answered from the last."""
     items = plan.workload.items
     before = _scrape(target, [_nonce(item, "warm-up") for item in items[:2]])
-    runs, seen = [], []
+    runs: list[Summary] = []
+    seen: list[RequestTimes] = []
+    start = time.monotonic()
     for repeat in range(plan.repeats):
+        if runs and plan.rung_s is not None and time.monotonic() - start > plan.rung_s:
+            break
         fresh = Workload(plan.workload.name, tuple(_nonce(item, f"run {repeat}") for item in items))
         requests = measure(target, fresh, all_at_once(fresh))
         runs.append(summarise(requests, plan.limits))
@@ -114,10 +121,18 @@ def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTi
 
 
 def _latency(target: Target, plan: Plan, rate_rps: float) -> Summary:
-    """The first requests, at a rate that is the same for every rung."""
+    """The first requests, at a rate that is the same for every rung.
+
+    Where the workload knows when its requests came, their gaps are kept and stretched to that rate.
+    """
     items = tuple(_nonce(item, "latency") for item in plan.workload.items[: plan.latency_requests])
     first = Workload("latency", items)
-    due_s = poisson(first, rate_rps, ARRIVAL_SEED)
+    span = items[-1].arrival_s - items[0].arrival_s
+    if span > 0:
+        stretch = len(items) / rate_rps / span
+        due_s = [at * stretch for at in recorded(first)]
+    else:
+        due_s = poisson(first, rate_rps, ARRIVAL_SEED)
     return summarise(measure(target, first, due_s), plan.limits)
 
 
@@ -143,12 +158,17 @@ def _nonce(item: WorkItem, run: str) -> WorkItem:
 
 
 class _PeakMemory:
-    """Resident memory of this process's descendants, sampled; shared pages count once for each."""
+    """Memory of the device while a server runs, sampled.
+
+    On a CPU the resident memory of this process's descendants, where shared pages count once for each; of a GPU what
+    its driver says is in use.
+    """
 
     INTERVAL_S = 0.25
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self.peak_bytes = 0
+        self._read = _gpu_bytes if device == "cuda" else _resident_bytes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -161,14 +181,27 @@ class _PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        me = psutil.Process()
         while True:
-            total = 0
-            for child in me.children(recursive=True):
-                try:
-                    total += child.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_bytes = max(self.peak_bytes, self._read())
             if self._stop.wait(self.INTERVAL_S):
                 return
+
+
+def _resident_bytes() -> int:
+    total = 0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _gpu_bytes() -> int:
+    """0 where nvidia-smi does not answer."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return int(float(said.stdout.split()[0]) * 2**20)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0

@@ -15,15 +15,16 @@ from nonet.core.errors import UnavailableError
 
 __all__ = ["measure_quality"]
 
-# Long enough for a cache to be pruned, short enough for a rung.
-TASK = "continuation:texts=8,prompt=448,output=48"
+# Long enough for a cache to be pruned, short enough for a rung: perplexity and KL of text, and a task's score.
+TASKS = ("continuation:texts=8,prompt=448,output=48", "piqa:n=40")
 
 
 def measure_quality(
     options: Mapping[str, str], reference: Mapping[str, str], settings: Mapping[str, str]
 ) -> dict[str, float]:
     """Figures of `settings` by name, KL against `reference` among them. UnavailableError when it cannot be measured."""
-    command = [sys.executable, "-m", "nonet.cli.main", "bench", "quality", "--task", TASK]
+    command = [sys.executable, "-m", "nonet.cli.main", "bench", "quality"]
+    command += [word for task in TASKS for word in ("--task", task)]
     command += ["--against", _words({**options, **reference})]
     command += ["--with", _words({**options, **settings})]
     with tempfile.TemporaryDirectory() as folder:
@@ -35,8 +36,14 @@ def measure_quality(
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise UnavailableError(lines[-1])
         report = msgspec.json.decode(file.read_bytes(), type=QualityReport)
-    row = report.tables[0].rows[-1]
-    return {figure.name: figure.interval.value for figure in row.figures}
+    found: dict[str, float] = {}
+    for table in report.tables:
+        known = {figure.name: figure.interval.value for figure in table.rows[0].figures}
+        for figure in table.rows[-1].figures:
+            found[figure.name] = figure.interval.value
+            if known.get(figure.name):
+                found[f"{figure.name} of the reference"] = known[figure.name]
+    return found
 
 
 def _words(settings: Mapping[str, str]) -> str:

@@ -6,108 +6,148 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nonet.bench.ladder.result import Climb, Measured
+from nonet.config.memory import show_bytes
 
-__all__ = ["Step", "base", "steps", "table", "within_spread"]
+__all__ = ["Step", "base", "differs", "quality_words", "share_of_full", "steps", "table"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line: a configuration beside the base and the rung below it. Factors are of output tokens per second."""
+    """One line: a configuration beside the bases and the rung below it. Factors are of output tokens per second."""
 
     measured: Measured
-    over_base: float | None
+    over_base: float | None  # over the faster of the first rung and the anchors
+    over_naive: float | None  # over the first rung
     over_below: float | None  # None within the spread: no difference was shown
     cost_per_million: float | None
+    below: Measured | None
 
 
 def steps(climb: Climb) -> list[Step]:
-    """The cumulative rungs, anchors first."""
+    """The cumulative rungs, anchors first. What was not measured, or did not act, is below nobody."""
     first = base(climb)
+    naive = next((one for one in climb.rungs[:1] if one.is_shown), None)
     found = []
     below: Measured | None = None
     for one in (*climb.anchors, *climb.rungs):
         is_rung = one in climb.rungs
+        shown = is_rung and below is not None and differs(climb, one, below)
         found.append(
             Step(
-                one,
-                _ratio(one, first),
-                _shown(one, below) if is_rung else None,
-                one.cost_per_million(climb.price_per_hour),
+                measured=one,
+                over_base=_ratio(one, first),
+                over_naive=_ratio(one, naive),
+                over_below=_ratio(one, below) if shown else None,
+                cost_per_million=one.cost_per_million(climb.price_per_hour)
+                if one.is_shown
+                else None,
+                below=below if is_rung else None,
             )
         )
-        below = one if is_rung else below
+        below = one if is_rung and one.is_shown else below
     return found
 
 
 def base(climb: Climb) -> Measured | None:
     """What factors are quoted over: the first rung, or an anchor that is faster, so that no baseline is a straw man."""
-    candidates = [one for one in (*climb.rungs[:1], *climb.anchors) if one.runs]
+    candidates = [one for one in (*climb.rungs[:1], *climb.anchors) if one.is_shown]
     return max(candidates, key=lambda one: one.tokens_per_s, default=None)
 
 
-def within_spread(one: Measured, other: Measured) -> bool:
-    """Whether the runs of both overlap: then nothing is claimed."""
-    if not one.rates or not other.rates:
-        return True
-    return max(min(one.rates), min(other.rates)) <= min(max(one.rates), max(other.rates))
+def differs(climb: Climb, one: Measured, other: Measured) -> bool:
+    """Whether the runs of the two do not overlap; else nothing is claimed.
+
+    What ran once is given the largest spread of those that ran more often.
+    """
+    if not one.is_shown or not other.is_shown:
+        return False
+    known = [spread for each in (*climb.anchors, *climb.rungs, *climb.without)
+             if (spread := each.spread) is not None]  # fmt: skip
+    (low, high), (other_low, other_high) = (
+        _range(each, max(known, default=0.0)) for each in (one, other)
+    )
+    return low > other_high or other_low > high
+
+
+def share_of_full(climb: Climb, one: Measured) -> str:
+    """What the full stack keeps without a rung, in words."""
+    full = climb.rungs[-1]
+    if one.error or one.skipped:
+        return one.error or one.skipped or ""
+    if not full.is_shown:
+        return "the full stack was not measured"
+    return f"{_ratio(one, full) or 0:.2f}x" if differs(climb, one, full) else "none shown"
+
+
+def quality_words(climb: Climb, one: Measured) -> str:
+    """The quality column: empty for what is lossless."""
+    if one.quality:
+        return ", ".join(f"{name} {value:.4g}" for name, value in one.quality.items())
+    return "not measured" if one.name in climb.lossy else ""
 
 
 def table(climb: Climb) -> str:
     """Cumulative rungs, then what the full stack loses without each."""
-    lines = [
-        f"{climb.model} · {climb.workload} · {climb.price_per_hour:g} per hour"
-        + (f" · factors over {over.name}" if (over := base(climb)) is not None else "")
-        + (f" · latencies at {climb.latency_rate_rps:.2f} requests/s" if climb.latency_rate_rps else ""),
-        "",
+    over = base(climb)
+    rate = climb.latency_rate_rps
+    head = [
+        climb.model, climb.workload, f"{climb.price_per_hour:g} per hour",
+        *([f"factors over {over.name}"] if over is not None else []),
+        f"latencies at {rate:.2f} requests/s" if rate else "latencies with all requests at once",
     ]  # fmt: skip
-    header = ("rung", "tok/s", "x base", "x below", "per M tok", "TTFT p50/p99 s", "TPOT p50/p99 ms",
-              "goodput", "busy", "memory", "what it did")  # fmt: skip
-    rows = [header, *(_row(step, climb) for step in steps(climb))]
-    lines += _aligned(rows)
+    header = ("rung", "tok/s", "req/s", "x base", "x naive", "x below", "per M tok", "TTFT p50/p99 s",
+              "TPOT p50/p99 ms", "goodput", "busy", "memory", "KV tokens", "what it did")  # fmt: skip
+    lines = [
+        " · ".join(head),
+        "",
+        *_aligned([header, *(_row(step, climb) for step in steps(climb))]),
+    ]
     if climb.without:
-        full = climb.rungs[-1]
         lines += ["", "Full stack without one rung:", ""]
         left_out = [("left out", "tok/s", "of the full stack")]
-        for one in climb.without:
-            share = "none shown" if within_spread(one, full) else f"{_ratio(one, full) or 0:.2f}x"
-            left_out.append((one.name, f"{one.tokens_per_s:,.0f}", one.error or share))
+        left_out += [
+            (one.name, f"{one.tokens_per_s:,.0f}", share_of_full(climb, one))
+            for one in climb.without
+        ]
         lines += _aligned(left_out)
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *climb.notes] if climb.notes else [])])
 
 
 def _row(step: Step, climb: Climb) -> tuple[str, ...]:
     one = step.measured
     if not one.runs:
-        return (one.name, "-", "-", "-", "-", "-", "-", "-", "-", "-", one.error or "")
-    seen = one.latency
-    words = one.error or one.proof or ""
-    if one.quality:
-        words += "; " + ", ".join(f"{name} {value:.4g}" for name, value in one.quality.items())
-    elif one.name in climb.lossy:
-        words += "; quality not measured"
+        return (one.name, *["-"] * 12, one.error or one.skipped or "")
+    words = one.error or "; ".join(filter(None, (one.proof, one.note)))
+    if quality := quality_words(climb, one):
+        words += f"; quality {quality}"
+    is_equal = step.below is not None and one.is_shown and step.over_below is None
+    seen = one.shown_latency if one.telemetry is not None else None
     return (
         one.name,
         f"{one.tokens_per_s:,.0f}",
+        f"{one.requests_per_s:.2f}",
         _factor(step.over_base),
-        "none shown" if step.over_below is None and one in climb.rungs[1:] else _factor(step.over_below),
-        "-" if step.cost_per_million is None else f"{step.cost_per_million:.2f}",
+        _factor(step.over_naive),
+        "none shown" if is_equal else _factor(step.over_below),
+        "-" if step.cost_per_million is None else f"{step.cost_per_million:.3f}",
         "-" if seen is None or seen.ttft_s is None else f"{seen.ttft_s.p50:.2f}/{seen.ttft_s.p99:.2f}",
         "-" if seen is None or seen.tpot_s is None else f"{1e3 * seen.tpot_s.p50:.0f}/{1e3 * seen.tpot_s.p99:.0f}",
         "-" if seen is None or seen.goodput_rps is None else f"{seen.goodput_rps:.2f}/s",
-        f"{one.busy_share:.0%}",
-        f"{one.peak_memory_bytes / 2**30:.2f} GiB",
+        f"{one.busy_share:.0%}" if one.telemetry is not None else "-",
+        show_bytes(one.peak_memory_bytes) if one.peak_memory_bytes else "-",
+        f"{one.kv_tokens:,}" if one.kv_tokens else "-",
         words,
     )  # fmt: skip
 
 
-def _shown(one: Measured, below: Measured | None) -> float | None:
-    if below is None or within_spread(one, below):
-        return None
-    return _ratio(one, below)
+def _range(one: Measured, spread: float) -> tuple[float, float]:
+    if len(one.runs) > 1:
+        return min(one.rates), max(one.rates)
+    return one.tokens_per_s * (1 - spread), one.tokens_per_s * (1 + spread)
 
 
 def _ratio(one: Measured, other: Measured | None) -> float | None:
-    if other is None or not other.tokens_per_s or not one.tokens_per_s:
+    if other is None or not one.is_shown or not other.is_shown or not other.tokens_per_s:
         return None
     return one.tokens_per_s / other.tokens_per_s
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -31,6 +32,30 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     proof: str | None = None
     quality: dict[str, float] | None = None
     error: str | None = None
+    skipped: str | None = None  # why it was not measured this time
+    note: str | None = None  # how it was measured, where that is not as the others
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether its figures may be quoted: it ran, and its technique acted."""
+        return bool(self.runs) and self.error is None
+
+    @property
+    def shown_latency(self) -> Summary | None:
+        """At the common rate where that was measured, else of the first run, with all requests at once."""
+        return self.latency or next(iter(self.runs), None)
+
+    @property
+    def spread(self) -> float | None:
+        """Half the range of the runs over their median; None for fewer than two runs."""
+        if len(self.runs) < 2 or not self.tokens_per_s:
+            return None
+        return (max(self.rates) - min(self.rates)) / 2 / self.tokens_per_s
+
+    @property
+    def requests_per_s(self) -> float:
+        """Median over the runs; 0 when there is none."""
+        return _median([run.requests_per_s for run in self.runs])
 
     @property
     def rates(self) -> list[float]:
@@ -40,16 +65,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tokens_per_s(self) -> float:
         """Median over the runs; 0 when there is none."""
-        ordered = sorted(self.rates)
-        if not ordered:
-            return 0.0
-        middle = len(ordered) // 2
-        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        return _median(self.rates)
 
     def cost_per_million(self, price_per_hour: float) -> float | None:
         """Money for a million output tokens at the machine's price."""
         rate = self.tokens_per_s
         return price_per_hour / 3600 / rate * 1e6 if rate else None
+
+
+def _median(values: Sequence[float]) -> float:
+    return median(values) if values else 0.0
 
 
 class Climb(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +93,9 @@ class Climb(msgspec.Struct, frozen=True, kw_only=True):
     anchors: list[Measured]
     rungs: list[Measured]
     without: list[Measured]
+    options: dict[str, str] = {}  # of every rung, below its own settings
+    limits: dict[str, float | None] = {}  # of goodput, in seconds
+    notes: list[str] = []  # what a reader of the figures must know
 
 
 class Store:
@@ -83,7 +111,7 @@ class Store:
         if not path.exists():
             return None
         found = msgspec.json.decode(path.read_bytes(), type=Measured)
-        return None if found.error else found
+        return None if found.error or found.skipped else found
 
     def put(self, key: str, measured: Measured) -> None:
         """Whole or not at all."""

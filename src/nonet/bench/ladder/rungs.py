@@ -1,54 +1,94 @@
 """The rungs: one technique each, as options of the ordinary configuration, and the proof that it acted.
 
 The first rung is what people do without a serving stack. Each later one changes a few options on top of those below it.
-They come from the list of techniques: one that is entered there appears here by itself, once it says how it is proven.
+They come from the list of techniques: one that is entered there appears here by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nonet.bench.ladder.telemetry import Telemetry
-from nonet.config.techniques import TECHNIQUES, Technique
+from nonet.config.techniques import TECHNIQUES, Sign, Technique, added, taken_away
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import UnknownNameError
 
-__all__ = ["Proof", "Rung", "choose", "default_rungs"]
+__all__ = ["STATIC_BATCH", "Proof", "Rung", "choose", "default_rungs", "with_prompt_room"]
 
-# What the technique did, in words; None when nothing shows that it did anything. The second is the rung below.
+# What the technique did, in words; None when nothing shows that it did anything. The second is what is without it.
 Proof = Callable[[Telemetry, Telemetry | None], str | None]
+
+STATIC_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """`settings` are option names and values; `restores` undo them, to leave the rung out of the full stack."""
+    """`settings` are option names and values; `restores` undo them, to leave the rung out of the full stack.
+
+    A rung that `is_base` is part of the first one: it is shown by leaving it out and has no line of its own.
+    """
 
     name: str
     settings: Mapping[str, str]
-    restores: Mapping[str, str]
+    restores: Mapping[str, str] = field(default_factory=dict)
     proof: Proof
     is_lossy: bool = False
+    is_base: bool = False
+
+    def on_top_of(self, below: Mapping[str, str]) -> dict[str, str]:
+        return added(below, self.settings)
+
+    def left_out_of(self, full: Mapping[str, str]) -> dict[str, str]:
+        return taken_away(full, self.settings, self.restores)
 
 
-def default_rungs(device: str) -> list[Rung]:
-    """From naive to the full stack, in the order of the list, as far as `device` ("cpu" or "cuda") has them."""
-    chosen = [one for one in TECHNIQUES if one.is_rung and one.device in (None, device)]
-    naive: dict[str, str] = {"max_num_seqs": "32", "device": device}
+def default_rungs(device: str, *, has_text: bool = True) -> list[Rung]:
+    """From naive to the full stack, in the order of the list, as far as `device` ("cpu" or "cuda") has them.
+
+    Without text (random weights) what needs it is left out.
+    """
+    chosen = [
+        one
+        for one in TECHNIQUES
+        if one.is_rung and one.device in (None, device) and (has_text or not one.needs_text)
+    ]
+    naive: dict[str, str] = {"device": device}
     for one in chosen:
-        naive |= one.off
-    first = Rung(name="naive", settings=naive, restores={}, proof=_ran)
+        naive |= one.on if one.is_base else one.off
+    first = Rung(name="naive", settings=naive, proof=_ran)
     return [first, *(_rung(one) for one in chosen)]
 
 
 def _rung(technique: Technique) -> Rung:
+    sign = technique.sign
     return Rung(
         name=technique.name,
         settings=technique.on,
         restores=technique.off,
-        proof=PROOFS[technique.name],
+        proof=_configured(technique) if sign is None else _shown(sign),
         is_lossy=technique.is_lossy,
+        is_base=technique.is_base,
     )
+
+
+def with_prompt_room(rungs: Sequence[Rung], longest_prompt: int) -> list[Rung]:
+    """A step that starts a static batch holds the prompts of the whole batch, as people's own loops do.
+
+    Only chunked prefill lets a step be smaller; left out of the full stack, either of the two needs the room again.
+    """
+    room = {"max_tokens_per_step": str(STATIC_BATCH * longest_prompt)}
+    first, *others = rungs
+    made = [replace(first, settings={**first.settings, **room})]
+    for one in others:
+        if "chunked_prefill" in one.settings:
+            smaller = {**one.settings, "max_tokens_per_step": "none"}
+            made.append(replace(one, settings=smaller, restores={**one.restores, **room}))
+        elif "batching" in one.settings:
+            made.append(replace(one, restores={**one.restores, **room}))
+        else:
+            made.append(one)
+    return made
 
 
 def choose(rungs: Sequence[Rung], names: Sequence[str]) -> list[Rung]:
@@ -62,69 +102,41 @@ def choose(rungs: Sequence[Rung], names: Sequence[str]) -> list[Rung]:
     ]
 
 
-def _ran(now: Telemetry, below: Telemetry | None) -> str | None:
+def _ran(now: Telemetry, without: Telemetry | None) -> str | None:
     steps = now.counters.get("nonet_steps", 0)
     return f"{steps:.0f} steps" if steps else None
 
 
-def _counted(counter: str, words: str) -> Proof:
-    """The counter grew, and more than on the rung below."""
+def _shown(sign: Sign) -> Proof:
+    """The figure is larger than without the technique, or smaller if less is the point."""
 
-    def proof(now: Telemetry, below: Telemetry | None) -> str | None:
-        count = now.counters.get(counter, 0)
-        before = below.counters.get(counter, 0) if below is not None else 0
-        return f"{count:.0f} {words}" if count > before else None
-
-    return proof
-
-
-def _fewer_blocks(now: Telemetry, below: Telemetry | None) -> str | None:
-    peak = now.gauges.get("nonet_kv_blocks_peak", 0)
-    before = below.gauges.get("nonet_kv_blocks_peak", 0) if below is not None else 0
-    return f"{peak:.0f} KV blocks held at most, {before:.0f} before" if 0 < peak < before else None
-
-
-def _configured(option: str, value: str) -> Proof:
-    def proof(now: Telemetry, below: Telemetry | None) -> str | None:
-        was = below.config.get(option) if below is not None else None
-        is_new = now.config.get(option) == value and was != value
-        return f"{option} {value}, {was} before" if is_new else None
+    def proof(now: Telemetry, without: Telemetry | None) -> str | None:
+        count = now.figure(sign.figure)
+        before = 0.0 if without is None else without.figure(sign.figure)
+        if sign.is_less:
+            return (
+                f"{count:,.0f} {sign.words}, {before:,.0f} without" if 0 < count < before else None
+            )
+        return f"{count:,.0f} {sign.words}" if count > before else None
 
     return proof
 
 
-def _less(figure: str, words: str) -> Proof:
-    """A figure of the memory plan shrank."""
+def _configured(technique: Technique) -> Proof:
+    """The server resolved the options as asked, and another way without the technique."""
 
-    def proof(now: Telemetry, below: Telemetry | None) -> str | None:
-        size = now.memory.get(figure, 0)
-        before = below.memory.get(figure, 0) if below is not None else 0
-        return f"{size:,} {words}, {before:,} before" if 0 < size < before else None
-
-    return proof
-
-
-def _answered(outcome: str) -> Proof:
-    def proof(now: Telemetry, below: Telemetry | None) -> str | None:
-        count = now.answers.get(outcome, 0)
-        return f"{count} answers from the {outcome} cache" if count else None
+    def proof(now: Telemetry, without: Telemetry | None) -> str | None:
+        shown = []
+        for option, text in technique.on.items():
+            value = _as_option(now.config.get(option))
+            was = None if without is None else _as_option(without.config.get(option))
+            if value != text or value == was:
+                return None
+            shown.append(f"{option} {value}, {was} without")
+        return "; ".join(shown)
 
     return proof
 
 
-# What shows that a technique acted.
-PROOFS: dict[str, Proof] = {
-    "continuous batching": _counted("nonet_late_joins", "requests joined a running batch"),
-    "paged KV": _fewer_blocks,
-    "native kernels": _configured("kernels", "native"),
-    "Triton kernels": _configured("kernels", "triton"),
-    "recorded forward pass": _counted("nonet_recorded_steps", "steps replayed the recording"),
-    "chunked prefill": _counted("nonet_partial_prefills", "pieces of prompts"),
-    "prefix cache": _counted("nonet_prefix_hit_tokens", "prompt tokens taken from the cache"),
-    "weights as in the file": _less("weight_bytes", "bytes of weights"),
-    "FP8 weights": _less("weight_bytes", "bytes of weights"),
-    "prompt lookup": _counted("nonet_accepted_tokens", "drafted tokens stood"),
-    "INT8 KV": _less("kv_bytes_per_block", "bytes of a KV block"),
-    "SnapKV": _counted("nonet_compactions", "caches pruned"),
-    "exact cache": _answered("exact"),
-}
+def _as_option(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,6 +9,10 @@ import msgspec
 __all__ = ["Telemetry", "counters_between", "parse_metrics"]
 
 
+# Values that say where a server stands, not how much it did.
+GAUGES = ("nonet_kv_blocks_peak",)
+
+
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     """Counters are differences over the run; `config` and `memory` are the resolved plan; `answers` counts outcomes."""
 
@@ -17,6 +21,20 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, object] = {}
     memory: dict[str, int] = {}
     answers: dict[str, int] = {}
+
+    def figure(self, name: str) -> float:
+        """A counter, a gauge that outlives the run, a size of the plan, or `answers:` and an outcome; 0 if unknown.
+
+        >>> Telemetry(counters={"nonet_steps": 3.0}, answers={"exact": 2}).figure("answers:exact")
+        2.0
+        """
+        if name.startswith("answers:"):
+            return float(self.answers.get(name.removeprefix("answers:"), 0))
+        if name in self.memory:
+            return float(self.memory[name])
+        if name in GAUGES:
+            return self.gauges.get(name, 0.0)
+        return self.counters.get(name, 0.0)
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -7,18 +7,18 @@ small change, answers as JSON, repeats of earlier requests to the letter, and re
 
 from __future__ import annotations
 
-import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nonet.bench.workload import WorkItem, Workload
+from nonet.bench.workload import WorkItem, Workload, azure_trace, mix
 from nonet.core.errors import ConfigError
 
-__all__ = ["mixed", "read_jsonl", "sample"]
+__all__ = ["mixed", "read_jsonl", "sample", "synthetic"]
 
 SYSTEM = "You are a helpful assistant. Answer in plain words, name your sources, and say so when you do not know. "
 
@@ -31,6 +31,12 @@ SHARES = {
     "repeat": 0.1,
     "rephrase": 0.05,
 }
+
+# Tokens of the shortest output; characters of the longest program to be edited, and what that is at any scale.
+MIN_OUTPUT, MAX_CODE, MIN_CODE = 8, 4000, 400
+
+# Of synthetic prompts, those that begin as others do.
+SHARED_PREFIXES = 0.3
 
 Messages = tuple[Mapping[str, str], ...]
 
@@ -52,30 +58,69 @@ def sample(num_requests: int, *, seed: int = 0, scale: float = 1.0) -> Workload:
     """The mix from sentences made here; needs no data. `scale` multiplies the lengths of documents and outputs."""
     texts = _Texts(
         chat=lambda rng: _question(rng),
-        document=lambda rng: (_document(rng.randrange(4), int(400 * scale)), _question(rng)),
+        document=lambda rng: (_document(rng.randrange(4), int(1500 * scale)), _question(rng)),
         edit=lambda rng: (_code(rng), f"Rename the function to task_{rng.randrange(100)}."),
         json=lambda rng: (
             f"{_question(rng)} Answer with a JSON object that has the fields answer and reason."
         ),
         rephrase=lambda rng, text: f"Please tell me: {text}",
     )
-    outputs = [max(8, int(rng_len * scale)) for rng_len in _lengths(num_requests, seed)]
+    outputs = [max(MIN_OUTPUT, int(rng_len * scale)) for rng_len in _lengths(num_requests, seed)]
     return _mix("sample", texts, outputs, seed, {"scale": scale})
 
 
+def synthetic(num_requests: int, *, seed: int = 0, scale: float = 1.0, vocab_size: int) -> Workload:
+    """Token ids for random weights: uniform lengths (prompts 32 to 1024, outputs 32 to 512, times `scale`).
+
+    Three in ten prompts begin with one of four long prefixes, as system prompts and documents do; one in ten requests
+    repeats an earlier one to the letter.
+    """
+    plain = mix(
+        num_requests,
+        prompt=(max(1, round(32 * scale)), round(1024 * scale)),
+        output=(max(1, round(32 * scale)), round(512 * scale)),
+        seed=seed,
+        vocab_size=vocab_size,
+    )
+    rng = random.Random(f"synthetic {seed}")
+    low, high = int(plain.facts["first_id"]), int(plain.facts["last_id"])
+    prefixes = [[rng.randint(low, high) for _ in range(round(640 * scale))] for _ in range(4)]
+    items: list[WorkItem] = []
+    for item in plain.items:
+        draw = rng.random()
+        if draw < SHARES["repeat"] and items:
+            items.append(rng.choice(items))
+        elif draw < SHARES["repeat"] + SHARED_PREFIXES:
+            prefix = rng.choice(prefixes)[: len(item.prompt_ids)]
+            items.append(replace(item, prompt_ids=[*prefix, *list(item.prompt_ids)[len(prefix) :]]))
+        else:
+            items.append(item)
+    facts = {**plain.facts, "scale": scale}
+    return Workload(f"synthetic-{num_requests}", tuple(items), facts)
+
+
 def mixed(folder: Path, num_requests: int, *, seed: int = 0, scale: float = 1.0) -> Workload:
-    """The mix from the data sets in `folder`: mt_bench, qmsum, edit_eval, json_mode_wiki, gptcache_pairs, and the
-    output lengths of the Azure conversation trace, multiplied by `scale` like the length of documents."""
+    """The mix from the data sets in `folder`: mt_bench, qmsum, edit_eval, json_mode_wiki and gptcache_pairs.
+
+    Arrivals and output lengths are those of the Azure conversation trace; how many questions a document gets follows
+    the sessions of the Mooncake trace. `scale` multiplies the lengths of documents, passages and outputs.
+    """
     turns = [row["turns"][0] for row in _rows(folder / "mt_bench" / "question.jsonl")]
-    meetings = list(_rows(folder / "qmsum" / "val.jsonl"))[:6]
-    edits = list(_rows(folder / "edit_eval" / "edit_eval.jsonl"))
+    meetings = list(_rows(folder / "qmsum" / "val.jsonl"))
+    sessions = _Sessions(folder / "mooncake_trace_fast25" / "conversation.jsonl")
+    longest = max(MIN_CODE, int(MAX_CODE * scale))
+    edits = [
+        (code, str(row["instruction"]))
+        for row in _rows(folder / "edit_eval" / "edit_eval.jsonl")
+        if len(code := str(row["input"] or row["context"])) <= longest
+    ]
     asks = list(_rows(folder / "json_mode_wiki" / "questions.jsonl"))
     pairs = list(_rows(folder / "gptcache_pairs" / "pairs.jsonl"))
     similar = {str(row["origin"]): str(row["similar"]) for row in pairs}
     words = int(1500 * scale)
 
     def document(rng: random.Random) -> tuple[str, str]:
-        meeting = rng.choice(meetings)
+        meeting = meetings[sessions.next(rng) % len(meetings)]
         lines = [f"{turn['speaker']}: {turn['content']}" for turn in meeting["meeting_transcripts"]]
         text = " ".join(" ".join(lines).split()[:words])
         return text, rng.choice(meeting["specific_query_list"])["query"]
@@ -83,21 +128,56 @@ def mixed(folder: Path, num_requests: int, *, seed: int = 0, scale: float = 1.0)
     def chat(rng: random.Random) -> str:
         return str(rng.choice(turns) if rng.random() < 0.6 else rng.choice(pairs)["origin"])
 
-    def edit(rng: random.Random) -> tuple[str, str]:
-        row = rng.choice(edits)
-        return row["input"] or row["context"], row["instruction"]
-
     texts = _Texts(
         chat=chat,
         document=document,
-        edit=edit,
+        edit=lambda rng: rng.choice(edits),
         json=lambda rng: _json_ask(rng.choice(asks), int(200 * scale)),
         rephrase=lambda rng, text: similar.get(text) or f"Please tell me: {text}",
     )
-    with (folder / "azure_llm_trace_2023" / "conv.csv").open() as file:
-        lengths = [int(row["GeneratedTokens"]) for row in csv.DictReader(file)][:num_requests]
-    outputs = [max(8, int(length * scale)) for length in lengths]
-    return _mix("mixed", texts, outputs, seed, {"scale": scale, "data": "NONET_DATA"})
+    arrivals, outputs = _azure_rows(folder, num_requests, seed, scale)
+    made = _mix("mixed", texts, outputs, seed, {"scale": scale, "data": "NONET_DATA"})
+    items = tuple(
+        replace(item, arrival_s=at) for item, at in zip(made.items, arrivals, strict=True)
+    )
+    return replace(made, items=items)
+
+
+def _azure_rows(folder: Path, count: int, seed: int, scale: float) -> tuple[list[float], list[int]]:
+    """Arrivals from 0 and output lengths of rows that follow each other, from a place that the seed decides."""
+    trace = azure_trace(
+        folder, "conv", num_requests=1 << 20, max_model_len=1 << 20, length_scale=scale
+    )
+    start = random.Random(f"azure {seed}").randrange(max(1, len(trace.items) - count))
+    rows = trace.items[start : start + count]
+    if len(rows) < count:
+        raise ConfigError(
+            f"num_requests is {count}; the Azure trace has {len(trace.items)} rows, give at most as many"
+        )
+    return [row.arrival_s - rows[0].arrival_s for row in rows], [
+        max(MIN_OUTPUT, row.output_len) for row in rows
+    ]
+
+
+class _Sessions:
+    """Which document a request is about: as many requests follow each other about one as a session of the trace has.
+
+    Requests that share their first block of 512 tokens (after block 0, which all share) are one session.
+    """
+
+    def __init__(self, file: Path) -> None:
+        counts = Counter(row["hash_ids"][1] for row in _rows(file) if len(row["hash_ids"]) > 1)
+        self._sizes = list(counts.values())
+        self._left = 0
+        self._number = -1
+
+    def next(self, rng: random.Random) -> int:
+        """The number of the session that the next request belongs to."""
+        if not self._left:
+            self._number += 1
+            self._left = rng.choice(self._sizes)
+        self._left -= 1
+        return self._number
 
 
 def read_jsonl(path: Path) -> Workload:
@@ -164,7 +244,7 @@ def _chat(text: str, about: str = "") -> Messages:
 def _lengths(count: int, seed: int) -> list[int]:
     """Output lengths with a long tail, as conversations have."""
     rng = random.Random(f"lengths {seed}")
-    return [min(256, int(rng.lognormvariate(4.0, 0.6))) for _ in range(count)]
+    return [min(1000, int(rng.lognormvariate(5.0, 0.7))) for _ in range(count)]
 
 
 SUBJECTS = (

@@ -135,10 +135,9 @@ class ReferenceOps:
             k = self.rms_norm(k, k_norm, eps)
         cos, sin = cos_sin[inputs.positions.long()].unsqueeze(1).chunk(2, dim=-1)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        kept = inputs.slots >= 0
-        slots = inputs.slots[kept].long()
-        for stored, new in zip(_stored(cache), (k, v), strict=True):
-            _store(stored, cache.format, slots, new[kept])
+        slots, kept = self.kept_slots(inputs.slots)
+        for stored, new in zip(self.stored(cache), (k, v), strict=True):
+            _store(stored, cache.format, slots, new if kept is None else new[kept])
         return q.reshape(tokens, heads * dim)
 
     def attention(
@@ -201,11 +200,11 @@ class ReferenceOps:
     def gather_entries(
         self, cache: LayerCache, slots: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = (stored.read(slots) for stored in _stored(cache))
+        keys, values = (stored.read(slots) for stored in self.stored(cache))
         return keys, values
 
     def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(_stored(cache), sources, targets)
+        copy_all(self.stored(cache), sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
@@ -215,17 +214,21 @@ class ReferenceOps:
     def close(self) -> None:
         return None
 
+    def kept_slots(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Where entries go (int64), and which rows of the step those are; None for all of them."""
+        kept = slots >= 0
+        return slots[kept].long(), kept
 
-def _stored(cache: LayerCache) -> tuple[StoredEntries, StoredEntries]:
-    """The keys and the values."""
-    keys, values = EntryView(cache.keys), EntryView(cache.values)
-    if cache.format is None:
-        return StoredEntries(keys), StoredEntries(values)
-    read = cache.format.dequantize
-    return (
-        StoredEntries(keys, EntryView(cache.key_scales), read),
-        StoredEntries(values, EntryView(cache.value_scales), read),
-    )
+    def stored(self, cache: LayerCache) -> tuple[StoredEntries, StoredEntries]:
+        """The keys and the values, as this implementation lays them out."""
+        keys, values = EntryView(cache.keys), EntryView(cache.values)
+        if cache.format is None:
+            return StoredEntries(keys), StoredEntries(values)
+        read = cache.format.dequantize
+        return (
+            StoredEntries(keys, EntryView(cache.key_scales), read),
+            StoredEntries(values, EntryView(cache.value_scales), read),
+        )
 
 
 def _store(

@@ -31,7 +31,7 @@ class Float8(ScaledBytes):
     """
 
     name = "fp8"
-    kernels = ("reference", "native", "triton")
+    kernels = ("reference", "padded", "flash", "native", "triton")
     largest = 448.0
 
     def encode(self, scaled: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Int8(ScaledBytes):
     """
 
     name = "int8"
-    kernels = ("reference", "native", "triton")
+    kernels = ("reference", "padded", "flash", "native", "triton")
     largest = 127.0
 
     def encode(self, scaled: torch.Tensor) -> torch.Tensor:

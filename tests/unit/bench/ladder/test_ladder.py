@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.unit.bench.ladder.made_up import a_climb, measured
 
-from nonet.bench.ladder.climb import climb
-from nonet.bench.ladder.html import page
+from nonet.bench.ladder.climb import Budget, climb
 from nonet.bench.ladder.measure import Plan
 from nonet.bench.ladder.report import base, steps, table
-from nonet.bench.ladder.result import Climb, Measured, Store
-from nonet.bench.ladder.rungs import Rung, choose, default_rungs
+from nonet.bench.ladder.result import Measured, Store
+from nonet.bench.ladder.rungs import Rung, choose, default_rungs, with_prompt_room
 from nonet.bench.ladder.telemetry import Telemetry, counters_between, parse_metrics
 from nonet.bench.ladder.workload import read_jsonl, sample
-from nonet.bench.metrics import Limits, Quantiles, Summary
+from nonet.bench.metrics import Limits
 from nonet.config.options import options
 from nonet.core.errors import ConfigError, UnavailableError, UnknownNameError
-
-
-def summary(rate: float) -> Summary:
-    quantiles = Quantiles(count=4, mean=0.2, p50=0.1, p90=0.3, p99=0.4, max=0.5)
-    return Summary(
-        num_requests=4, num_failed=0, duration_s=100.0 / rate, prompt_tokens=50, cached_tokens=0, output_tokens=100,
-        output_tokens_per_s=rate, total_tokens_per_s=1.5 * rate, requests_per_s=rate / 25, goodput_rps=0.5,
-        ttft_s=quantiles, tpot_s=quantiles, itl_s=quantiles, e2e_s=quantiles, send_lag_s=quantiles,
-    )  # fmt: skip
-
-
-def measured(name: str, *rates: float, error: str | None = None, **counters: float) -> Measured:
-    return Measured(
-        name=name,
-        settings={},
-        runs=[summary(rate) for rate in rates],
-        latency=summary(rates[0]) if rates else None,
-        telemetry=Telemetry(counters=counters),
-        error=error,
-    )
 
 
 def grew(counter: str) -> Rung:
     """A rung whose technique shows itself in one counter."""
 
-    def proof(now: Telemetry, below: Telemetry | None) -> str | None:
+    def proof(now: Telemetry, without: Telemetry | None) -> str | None:
         count = now.counters.get(counter, 0)
-        return f"{count:.0f} {counter}" if count else None
+        before = without.counters.get(counter, 0) if without is not None else 0
+        return f"{count:.0f} {counter}" if count > before else None
 
     return Rung(name=counter, settings={counter: "on"}, restores={counter: "off"}, proof=proof)
 
@@ -80,7 +59,7 @@ def test_rungs_add_up_and_each_is_left_out_once(tmp_path: Path) -> None:
     runs = Runs()
     rungs = [grew(name) for name in ("naive", "a", "b")]
     found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, run=runs)
-    assert runs.asked == ["naive", "a", "b", "without a", "without b"]
+    assert runs.asked == ["naive", "b", "a", "without a", "without b"]  # both ends first
     assert [one.tokens_per_s for one in found.rungs] == [20.0, 40.0, 80.0]
     assert found.without[0].settings == {"naive": "on", "a": "off", "b": "on"}
     assert all(one.error is None and one.proof for one in found.rungs)
@@ -103,7 +82,7 @@ def test_an_interrupted_climb_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again.asked == ["b"]
     other_commit = Runs()
     climb(rungs, PLAN, Store(tmp_path), {"commit": "2"}, leave_out=False, run=other_commit)
-    assert other_commit.asked == ["naive", "a", "b"]
+    assert other_commit.asked == ["naive", "b", "a"]
 
 
 def test_what_failed_is_measured_again(tmp_path: Path) -> None:
@@ -121,7 +100,7 @@ def test_the_first_rung_sets_the_rate_of_the_latency_pass(tmp_path: Path) -> Non
 
     def run(name: str, settings: dict[str, str], plan: Plan) -> Measured:
         rates.append(plan.latency_rate_rps)
-        made = measured(name, 100.0, naive=1.0, a=1.0, b=1.0)
+        made = measured(name, 100.0, **dict.fromkeys(settings, 1.0))
         return msgspec.structs.replace(made, latency_rate_rps=plan.latency_rate_rps or 2.5)
 
     rungs = [grew("naive"), grew("a"), grew("b")]
@@ -153,17 +132,6 @@ def test_a_lossy_rung_gets_its_quality_or_says_why_not(tmp_path: Path) -> None:
     assert "quality: NONET_DATA is not set" in str(found.rungs[1].proof)
 
 
-def a_climb() -> Climb:
-    return Climb(
-        model="m", workload="w", workload_sha256="0" * 64, workload_facts={}, price_per_hour=3.6,
-        latency_rate_rps=2.0, device={"cpu": "c <i>"}, commit=None, libraries={}, lossy=["lossy"],
-        anchors=[measured("Hugging Face generate", 30.0)],
-        rungs=[measured("naive", 20.0, 22.0), measured("good", 60.0, 62.0), measured("nothing", 61.0, 63.0),
-               measured("lossy", 90.0), measured("broken", error="<script>alert(1)</script>")],
-        without=[measured("without good", 40.0), measured("without nothing", 90.0)],
-    )  # fmt: skip
-
-
 def test_the_base_is_the_faster_of_the_first_rung_and_the_anchor() -> None:
     climbed = a_climb()
     over = base(climbed)
@@ -186,53 +154,85 @@ def test_a_difference_within_the_spread_is_none() -> None:
     )
 
 
-class _Cells(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.outside: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        self.outside += [
-            value or "" for name, value in attrs if name in ("src", "href") or tag == "script"
-        ]
-
-    def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-
-def test_the_page_says_what_the_json_says_and_asks_nobody() -> None:
-    climbed = a_climb()
-    text = page(climbed)
-    cells = _Cells()
-    cells.feed(text)
-    assert not cells.outside
-    assert "<script" not in text
-    assert "c &lt;i&gt;" in text
-    rows = {row[0]: row for row in cells.rows}
-    for step in steps(climbed):
-        row = rows[step.measured.name]
-        if step.measured.runs:
-            assert row[1] == f"{step.measured.tokens_per_s:.1f}"
-            assert row[4] == f"{step.cost_per_million:.3f}"
-            assert row[5] == f"{0.1:.3f}"
-            assert row[7] == f"{100.0:.1f}"
-    bars = re.findall(r'<rect x="\d+" y="\d+" width="([\d.]+)"', text)
-    assert len(bars) == 5
-    costs = [step.cost_per_million for step in steps(climbed) if step.cost_per_million]
-    assert sorted(bars, key=float) == [bar for _, bar in sorted(zip(costs, bars, strict=True))]
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_setting_is_an_option(device: str) -> None:
     for rung in default_rungs(device):
         assert set(rung.settings) | set(rung.restores) <= set(options())
-        assert not rung.restores or set(rung.restores) <= set(rung.settings)
+        assert not rung.restores or set(rung.restores) == set(rung.settings)
+
+
+def test_a_static_batch_starts_with_all_its_prompts() -> None:
+    """Else steps of a chunk's size would cut the naive batch short: a straw man."""
+    rungs = with_prompt_room(default_rungs("cpu"), 100)
+    by_name = {rung.name: rung for rung in rungs}
+    assert by_name["naive"].settings["max_tokens_per_step"] == "3200"
+    assert by_name["chunked prefill"].settings["max_tokens_per_step"] == "none"
+    for name in ("chunked prefill", "continuous batching"):
+        assert by_name[name].restores["max_tokens_per_step"] == "3200"
+
+
+def test_what_every_stack_has_is_shown_by_leaving_it_out(tmp_path: Path) -> None:
+    """CUDA graphs: on in the first rung too, where their absence would make it a straw man."""
+    rungs = [grew("naive"), replace(grew("graphs"), is_base=True), grew("a")]
+    rungs[0] = replace(rungs[0], settings={"naive": "on", "graphs": "on"})
+    found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, run=Runs())
+    assert [one.name for one in found.rungs] == ["naive", "a"]
+    assert [one.name for one in found.without] == ["without graphs", "without a"]
+    assert found.without[0].settings == {"naive": "on", "graphs": "off", "a": "on"}
+    assert found.without[0].error is None
+
+
+def test_a_rung_that_another_replaces_is_not_left_out(tmp_path: Path) -> None:
+    """Two kernels are values of one option: without the upper one, the lower one is in its place."""
+
+    def kernels(name: str) -> Rung:
+        return Rung(
+            name=name,
+            settings={"kernels": name},
+            restores={"kernels": "plain"},
+            proof=lambda now, without: "ran",
+        )
+
+    first = Rung(name="naive", settings={"kernels": "plain"}, proof=lambda now, without: "ran")
+    rungs = [first, kernels("flash"), kernels("fused")]
+    found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, run=Runs())
+    assert [(one.name, one.settings) for one in found.without] == [
+        ("without fused", {"kernels": "flash"})
+    ]
+
+
+def test_what_is_idle_in_the_full_stack_is_caught(tmp_path: Path) -> None:
+    """The second mutant: a technique that acts on its own rung and stops once another is on."""
+
+    class Masked(Runs):
+        def __call__(self, name: str, settings: dict[str, str], plan: Plan) -> Measured:
+            if settings.get("b") == "on":
+                settings = {key: value for key, value in settings.items() if key != "a"}
+            return super().__call__(name, settings, plan)
+
+    rungs = [grew(name) for name in ("naive", "a", "b")]
+    found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, run=Masked())
+    assert all(one.error is None for one in found.rungs)
+    assert "did not act in the full stack" in str(found.without[0].error)
+    assert found.without[1].error is None
+
+
+def test_a_budget_keeps_both_ends_and_leaves_the_rest_for_the_next_run(tmp_path: Path) -> None:
+    names = ("naive", "a", "b", "c", "d")
+    rungs = [grew(name) for name in names]
+    clock = iter(range(1000))
+    budget = Budget(100.0, now=lambda: 0.0)
+    budget.took(60.0)
+    budget.now = lambda: 25.0 * next(clock)
+    runs = Runs()
+    found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, budget=budget, run=runs)
+    assert runs.asked == ["naive", "d"]
+    assert [bool(one.skipped) for one in found.rungs] == [False, True, True, True, False]
+    assert all(one.skipped for one in found.without)
+    assert found.rungs[-1].error is None
+    again = Runs()
+    climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, run=again)
+    assert again.asked[:3] == ["a", "b", "c"]
 
 
 def test_rungs_by_name() -> None:

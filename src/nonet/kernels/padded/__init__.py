@@ -1,0 +1,1 @@
+"""Plain torch over padded batches: what the ladder starts from. `flash` has Triton's attention in its place."""

@@ -1,0 +1,167 @@
+"""The page in a browser: its figures are the JSON's, its bars as long as they should be, and it asks nobody."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.unit.bench.ladder.made_up import a_climb
+
+from nonet.bench.ladder.html import page
+from nonet.bench.ladder.picture import draw, find_browser
+from nonet.bench.ladder.report import steps
+from nonet.bench.ladder.result import Climb
+from nonet.core.errors import UnavailableError
+
+BROWSER = find_browser()
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+
+# What a reader sees: texts of the tables, lengths of the bars on the screen, and whatever the page fetched.
+READ = """
+<script>
+const rows = id => [...document.querySelectorAll(`#${id} tbody tr`)].map(
+  row => [...row.cells].map(cell => cell.innerText));
+const marks = (name, field) => [...document.querySelectorAll(name)].map(mark => ({
+  rung: mark.dataset.rung, figure: mark.dataset.figure, value: Number(mark.dataset[field]),
+  width: mark.getBoundingClientRect().width, y: mark.getBoundingClientRect().y}));
+const seen = {
+  heads: [...document.querySelectorAll("#rungs thead th")].map(cell => cell.innerText),
+  rungs: rows("rungs"), without: rows("without"),
+  bars: marks("rect.cost", "cost"), points: marks("circle", "value"),
+  fetched: performance.getEntriesByType("resource").map(entry => entry.name),
+  alerts: document.querySelectorAll("script").length};
+const told = Object.assign(document.createElement("pre"), {id: "seen", innerText: JSON.stringify(seen)});
+document.body.replaceChildren(told);
+</script>
+"""
+
+
+class _Seen(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_inside = False
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.is_inside = ("id", "seen") in attrs
+
+    def handle_data(self, data: str) -> None:
+        if self.is_inside:
+            self.text += data
+
+
+def read_in_browser(html: str, folder: Path) -> Any:
+    file = folder / "page.html"
+    file.write_text(html.replace("</body>", READ + "</body>"), encoding="utf-8")
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+               "--window-size=1500,2000", f"--user-data-dir={folder}/profile", "--dump-dom",
+               file.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    parser = _Seen()
+    parser.feed(done.stdout)
+    return json.loads(parser.text)
+
+
+@pytest.fixture(scope="module")
+def climbed() -> Climb:
+    """As it is read back from the JSON."""
+    return msgspec.json.decode(msgspec.json.encode(a_climb()), type=Climb)
+
+
+@pytest.fixture(scope="module")
+def seen(climbed: Climb, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed")
+    return read_in_browser(page(climbed), tmp_path_factory.mktemp("page"))
+
+
+def test_every_figure_of_the_table(seen: Any, climbed: Climb) -> None:
+    rows = {row[0]: dict(zip(seen["heads"], row, strict=True)) for row in seen["rungs"]}
+    assert list(rows) == [one.name for one in (*climbed.anchors, *climbed.rungs)]
+    for step in steps(climbed):
+        one, row = step.measured, rows[step.measured.name]
+        if not one.runs:
+            assert row["tokens/s"] == "-"
+            assert row["what it did"] == (one.error or one.skipped)
+            continue
+        latency = one.latency
+        assert latency is not None
+        assert latency.ttft_s is not None
+        assert latency.tpot_s is not None
+        assert row["tokens/s"] == f"{one.tokens_per_s:.1f}"
+        assert row["requests/s"] == f"{one.requests_per_s:.3f}"
+        assert row["cost per M"] == f"{3.6 / 3600 / one.tokens_per_s * 1e6:.4f}"
+        assert row["TTFT p50 s"] == f"{latency.ttft_s.p50:.3f}"
+        assert row["TTFT p99 s"] == f"{latency.ttft_s.p99:.3f}"
+        assert row["TPOT p50 ms"] == f"{1e3 * latency.tpot_s.p50:.1f}"
+        assert row["TPOT p99 ms"] == f"{1e3 * latency.tpot_s.p99:.1f}"
+        assert row["goodput/s"] == f"{latency.goodput_rps:.2f}"
+        assert row["peak memory"] == "3.0 GiB"
+        assert row["KV tokens"] == "4096"
+        assert row["x base"] == f"{one.tokens_per_s / 30:.2f}"
+        assert row["x naive"] == f"{one.tokens_per_s / 21:.2f}"
+    assert rows["good"]["x below"] == f"{61 / 21:.2f}"
+    assert rows["nothing"]["x below"] == "none shown"
+    assert rows["lossy"]["quality"] == "not measured"
+    assert [row[:3] for row in seen["without"]] == [
+        ["without good", "40.0", "the full stack was not measured"],
+        ["without nothing", "90.0", "the full stack was not measured"],
+    ]
+
+
+def test_bars_are_as_long_as_costs(seen: Any, climbed: Climb) -> None:
+    costs = {
+        step.measured.name: step.cost_per_million
+        for step in steps(climbed)
+        if step.cost_per_million
+    }
+    assert {bar["rung"]: bar["value"] for bar in seen["bars"]} == costs
+    longest = max(seen["bars"], key=lambda bar: bar["value"])
+    for bar in seen["bars"]:
+        share = bar["width"] / longest["width"]
+        assert share == pytest.approx(bar["value"] / longest["value"], rel=0.01)
+
+
+def test_curves_hold_the_latencies(seen: Any, climbed: Climb) -> None:
+    points = {(point["rung"], point["figure"]): point for point in seen["points"]}
+    for one in climbed.rungs:
+        if one.runs:
+            assert one.latency is not None
+            assert one.latency.ttft_s is not None
+            assert points[one.name, "ttft_s p99"]["value"] == one.latency.ttft_s.p99
+    assert (
+        points["naive", "ttft_s p50"]["y"] < points["good", "ttft_s p50"]["y"]
+    )  # slower is higher
+
+
+def test_it_asks_nobody_and_runs_nothing(seen: Any, climbed: Climb) -> None:
+    assert seen["fetched"] == []
+    assert seen["alerts"] == 1  # the one that read the page
+    text = page(climbed)
+    assert not re.search(r"<script|\bsrc=|href=|url\(|@import", text)
+    assert "c &lt;i&gt;" in text
+
+
+@needs_browser
+def test_the_picture(tmp_path: Path, climbed: Climb) -> None:
+    file = tmp_path / "ladder.png"
+    draw(climbed, file)
+    head = file.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG\r\n\x1a\n")
+    assert int.from_bytes(head[16:20], "big") >= 1040
+
+
+def test_without_a_browser_it_says_so(
+    tmp_path: Path, climbed: Climb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CHROME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="no Chromium was found"):
+        draw(climbed, tmp_path / "ladder.png")
