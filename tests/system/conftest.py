@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from nonet.engine.client import EngineClient, Supervision
+from tests.browser import browser
 from tests.system.fake_engine import FakeConfig
 from tests.system.harness import RunningServer, StartClient, fake_launch, real_options, start_server
+
+__all__ = ["browser"]  # the fixture
 
 
 @pytest.fixture
