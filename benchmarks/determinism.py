@@ -1,6 +1,7 @@
 """How many different answers one prompt gets among random company, with `deterministic` on and off, and what it costs.
 
     python benchmarks/determinism.py --model smollm2 --copies 100 --out benchmarks/<date>-<device>-determinism
+    python benchmarks/determinism.py --model smollm2 --copies 40 --off-kernels reference   # what plain torch does
     python benchmarks/determinism.py --shape llama-8b --device cuda --out benchmarks/<date>-<device>-determinism
 
 Copies of one prompt are sent in groups of 1 to 64 requests, the others with prompts and lengths of their own, so that
@@ -105,6 +106,9 @@ def _parse() -> argparse.Namespace:
     add("--temperature", type=float, default=0.0)
     add("--largest", type=int, default=64, help="requests of the largest group")
     add("--threads", type=int)
+    add(
+        "--off-kernels", default="auto", help="of the engine without the switch: reference on a CPU"
+    )
     add("--out", type=Path)
     return parser.parse_args()
 
@@ -122,6 +126,7 @@ def _engine(arguments: argparse.Namespace, model: str, switch: bool) -> LLM:
         kv_format=arguments.kv_format,
         max_num_seqs=arguments.largest,
         max_model_len=4096,
+        kernels="auto" if switch else arguments.off_kernels,
         deterministic=switch,
         **options,
     )

@@ -119,7 +119,17 @@ def test_bits_do_not_change(folder: Path, device: str, dtype: str, base: Bits, c
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="no NVIDIA GPU")
 @pytest.mark.parametrize("change", ["alone", "chunked", "eager"])
-@pytest.mark.parametrize("options", [{"weight_format": "fp8"}, {"kv_format": "fp8"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_format": "fp8"},
+        {"weight_format": "fp8:scale=block"},
+        {"weight_format": "int4"},
+        {"weight_format": "int8"},
+        {"kv_format": "fp8"},
+    ],
+    ids=str,
+)
 def test_bits_of_rounded_numbers_do_not_change(
     folder: Path, options: dict[str, str], change: str
 ) -> None:
