@@ -39,6 +39,7 @@ TORCH_FREE = [
     "nonet.engine.client",
     "nonet.gateway.assemble",
     "nonet.gateway.cache.exact",
+    "nonet.gateway.cache.semantic.layer",
     "nonet.kv.cache",
     "nonet.kv.format.fp8",
     "nonet.kv.format.int8",

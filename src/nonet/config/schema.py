@@ -205,7 +205,7 @@ class GatewayConfig:
 
     gateway: Annotated[
         tuple[str, ...],
-        Doc("layers above the engine, each as name:key=value: ledger, exact_cache"),
+        Doc("layers above the engine, each as name:key=value: ledger, exact_cache, semantic_cache"),
     ] = ()
     data_dir: Annotated[
         str | None, Doc("folder for what outlives the server: ledger, cached answers")

@@ -176,6 +176,13 @@ TECHNIQUES = (
         off={"gateway": ""},
         sign=Sign(figure="answers:exact", words="answers from the exact cache"),
     ),
+    Technique(
+        name="semantic cache",
+        on={"gateway": "semantic_cache"},
+        off={"gateway": ""},
+        is_lossy=True,
+        is_rung=False,
+    ),
 )
 
 

@@ -11,5 +11,6 @@ LAYERS = Catalogue(
         "limits": "nonet.gateway.limits:RateLimits",
         "ledger": "nonet.gateway.bookkeeper:Bookkeeper",
         "exact_cache": "nonet.gateway.cache.exact:ExactCache",
+        "semantic_cache": "nonet.gateway.cache.semantic.layer:SemanticCache",
     },
 )

@@ -26,7 +26,7 @@ from nonet.core.errors import (
     NonetError,
     NotFoundError,
 )
-from nonet.gateway.cache.exact import ExactCache
+from nonet.gateway.cache.kept import KeepsAnswers
 from nonet.gateway.limits import check_limits
 from nonet.gateway.site import Site
 from nonet.server.auth import is_loopback
@@ -195,16 +195,15 @@ class _Desk:
         await call.respond(await report(self._site.database, fields, fields.get("tenant")))
 
     async def show_cache(self, call: Call) -> None:
-        shelf = self._cache().shelf
-        memory, disk = shelf.num_bytes
-        await call.respond(
-            {"entries": shelf.num_entries, "memory_bytes": memory, "disk_bytes": disk}
-        )
+        """The first cache's numbers, and those of each by name."""
+        shown = {cache.name: cache.show() for cache in self._caches()}
+        await call.respond({**next(iter(shown.values())), **shown})
 
     async def purge(self, call: Call) -> None:
         body = await call.json(PurgeRequest)
-        cache = self._cache()
-        count = cache.shelf.count(body.tenant) if body.dry_run else cache.purge(body.tenant)
+        count = 0
+        for cache in self._caches():
+            count += cache.count(body.tenant) if body.dry_run else cache.purge(body.tenant)
         logger.warning(
             "event=purge tenant=%r dry_run=%s entries=%d", body.tenant, body.dry_run, count
         )
@@ -218,11 +217,11 @@ class _Desk:
     def _store(self) -> KeyStore:
         return KeyStore(self._site.needed_database("making keys"), self._state.keys)
 
-    def _cache(self) -> ExactCache:
-        for layer in self._state.pipeline.layers:
-            if isinstance(layer, ExactCache):
-                return layer
-        raise NotFoundError("this server has no exact cache; start it with --gateway exact_cache")
+    def _caches(self) -> list[KeepsAnswers]:
+        caches = [layer for layer in self._state.pipeline.layers if isinstance(layer, KeepsAnswers)]
+        if not caches:
+            raise NotFoundError("this server has no cache; start it with --gateway exact_cache")
+        return caches
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:

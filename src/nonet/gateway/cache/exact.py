@@ -10,19 +10,18 @@ Conflicts: none; an ask without temperature 0 or a seed passes by, unless the ca
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from nonet.core.errors import ConfigError
-from nonet.core.outputs import FinishReason
 from nonet.gateway.answer import Ask, ChoiceText, Outcome, Reply, Usage
-from nonet.gateway.cache.flight import Flight, count
+from nonet.gateway.cache.flight import Flight, finish_of, replayed
 from nonet.gateway.cache.key import ask_key, is_deterministic
 from nonet.gateway.cache.shelf import Shelf, ShelfLimits
-from nonet.gateway.cache.stored import Entry, decode_steps, encode_answer
+from nonet.gateway.cache.stored import Entry, encode_answer
 from nonet.gateway.pipeline import Next
 from nonet.gateway.site import Site
 from nonet.telemetry.events import Saving
@@ -30,13 +29,14 @@ from nonet.telemetry.events import Saving
 __all__ = ["ExactCache"]
 
 MIB = 1024 * 1024
-STEPS_AT_ONCE = 64  # of a replay, before others get their turn
 
 logger = logging.getLogger("nonet.gateway")
 
 
 class ExactCache:
     """Answers of deterministic asks, by the SHA-256 of all that they depend on."""
+
+    name = "exact"
 
     @dataclass(frozen=True, slots=True)
     class Config:
@@ -73,6 +73,12 @@ class ExactCache:
 
     async def close(self) -> None:
         """What is in flight ends with its readers."""
+
+    def show(self) -> dict[str, Any]:
+        return self.shelf.show()
+
+    def count(self, tenant: str | None = None) -> int:
+        return self.shelf.count(tenant)
 
     def purge(self, tenant: str | None = None) -> int:
         """Drop everything, or one tenant's; how many entries went. What is being made now is not kept either."""
@@ -117,7 +123,7 @@ class ExactCache:
             finish=entry.finish,
         )
         usage = Usage(prompt_tokens=entry.usage.prompt_tokens)
-        pieces = _nothing() if ask.held is entry else _replayed(entry, usage)
+        pieces = _nothing() if ask.held is entry else replayed(entry, usage, entry.usage)
         return Reply(pieces, usage, outcome, pending_bytes=lambda: 0)
 
     async def _lead(self, key: bytes, ask: Ask, next: Next) -> Reply:
@@ -130,7 +136,7 @@ class ExactCache:
         reply = await flight.join()
         below = flight.outcome
         reply.outcome = Outcome(
-            cache=below.cache or "miss",
+            cache="semantic" if below.cache == "semantic" else "miss",
             similarity=below.similarity,
             savings=below.savings,
             total=below.total,
@@ -147,7 +153,7 @@ class ExactCache:
     def _landed(
         self, key: bytes, tenant: str, num_choices: int, began_s: float, flight: Flight
     ) -> None:
-        finish = _finish(flight.steps, num_choices)
+        finish = finish_of(flight.steps, num_choices)
         if finish is None or flight.outcome.cache == "semantic":
             return
         seconds = self._site.clock.now() - began_s
@@ -158,33 +164,6 @@ class ExactCache:
     def _over(self, key: bytes, flight: Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-
-
-def _finish(steps: list[list[ChoiceText]], num_choices: int) -> FinishReason | None:
-    """How the whole answer ended; None when a choice has no proper end."""
-    reasons = {
-        piece.choice: piece.finish_reason
-        for step in steps
-        for piece in step
-        if piece.finish_reason is not None
-    }
-    if len(reasons) != num_choices or not set(reasons.values()) <= {"stop", "length"}:
-        return None
-    return "length" if "length" in reasons.values() else "stop"
-
-
-async def _replayed(entry: Entry, usage: Usage) -> AsyncGenerator[list[ChoiceText], None]:
-    """The steps as they came, many at once: their events are the same."""
-    steps = decode_steps(entry)
-    for start in range(0, len(steps), STEPS_AT_ONCE):
-        if start:
-            await asyncio.sleep(0)
-        some = steps[start : start + STEPS_AT_ONCE]
-        pieces: list[ChoiceText] = []
-        for step in some:
-            count(step, usage, entry.usage)
-            pieces += step
-        yield pieces
 
 
 async def _nothing() -> AsyncGenerator[list[ChoiceText], None]:

@@ -12,11 +12,14 @@ import dataclasses
 from collections.abc import AsyncGenerator, Callable
 
 from nonet.core.errors import UnavailableError
+from nonet.core.outputs import FinishReason
 from nonet.gateway.answer import Ask, ChoiceText, Outcome, Reply, Usage
-from nonet.gateway.cache.stored import piece_bytes
+from nonet.gateway.cache.stored import Entry, decode_steps, piece_bytes
 from nonet.gateway.pipeline import Next
 
-__all__ = ["Flight"]
+__all__ = ["Flight", "finish_of", "replayed"]
+
+STEPS_AT_ONCE = 64  # of a replay, before others get their turn
 
 
 class Flight:
@@ -184,3 +187,32 @@ def count(step: list[ChoiceText], usage: Usage, whole: Usage) -> None:
     usage.cached_tokens = whole.cached_tokens
     usage.written_5m_tokens = whole.written_5m_tokens
     usage.written_1h_tokens = whole.written_1h_tokens
+
+
+def finish_of(steps: list[list[ChoiceText]], num_choices: int) -> FinishReason | None:
+    """How the whole answer ended; None when a choice has no proper end."""
+    reasons = {
+        piece.choice: piece.finish_reason
+        for step in steps
+        for piece in step
+        if piece.finish_reason is not None
+    }
+    if len(reasons) != num_choices or not set(reasons.values()) <= {"stop", "length"}:
+        return None
+    return "length" if "length" in reasons.values() else "stop"
+
+
+async def replayed(
+    entry: Entry, usage: Usage, whole: Usage
+) -> AsyncGenerator[list[ChoiceText], None]:
+    """The steps as they came, many at once: their events are the same. `whole` are the counts that `usage` grows to."""
+    steps = decode_steps(entry)
+    for start in range(0, len(steps), STEPS_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        some = steps[start : start + STEPS_AT_ONCE]
+        pieces: list[ChoiceText] = []
+        for step in some:
+            count(step, usage, whole)
+            pieces += step
+        yield pieces

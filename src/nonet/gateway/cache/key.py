@@ -14,7 +14,7 @@ from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.gateway.answer import Ask
 
-__all__ = ["NOT_IN_KEY", "ask_key", "is_deterministic"]
+__all__ = ["NOT_IN_KEY", "ask_key", "is_deterministic", "partition_key"]
 
 VERSION = 1  # of the key and of what is stored under it
 
@@ -35,8 +35,25 @@ def ask_key(ask: Ask, fingerprint: bytes) -> bytes:
         settings,
         [_fields(request) for request in ask.requests],
     )
-    plain = msgspec.to_builtins(parts, str_keys=True)
-    return hashlib.sha256(msgspec.msgpack.encode(plain, order="deterministic")).digest()
+    return _digest(parts)
+
+
+def partition_key(ask: Ask, fingerprint: bytes) -> bytes:
+    """The key of everything in a conversation but the text of its last message: asks that differ in that text alone."""
+    assert ask.conversation is not None
+    *before, last = ask.conversation.messages
+    asked = {name: value for name, value in last.items() if name != "content"}
+    parts = (
+        VERSION,
+        fingerprint,
+        ask.caller.tenant,
+        ask.echoed,
+        ask.encoder,
+        ask.conversation.settings,
+        [*before, asked],
+        [_fields(request, without="prompt_ids") for request in ask.requests],
+    )
+    return _digest(parts)
 
 
 def is_deterministic(ask: Ask) -> bool:
@@ -46,10 +63,17 @@ def is_deterministic(ask: Ask) -> bool:
     )
 
 
-def _fields(request: Request) -> dict[str, object]:
+def _digest(parts: tuple[object, ...]) -> bytes:
+    plain = msgspec.to_builtins(parts, str_keys=True)
+    return hashlib.sha256(msgspec.msgpack.encode(plain, order="deterministic")).digest()
+
+
+def _fields(request: Request, without: str = "") -> dict[str, object]:
     """Every field by name, defaults too: a default that changes must change the key."""
     fields: dict[str, object] = {
-        name: getattr(request, name) for name in request.__struct_fields__ if name not in NOT_IN_KEY
+        name: getattr(request, name)
+        for name in request.__struct_fields__
+        if name not in NOT_IN_KEY and name != without
     }
     fields["params"] = _params(request.params)
     return fields

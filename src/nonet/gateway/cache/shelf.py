@@ -11,6 +11,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -20,20 +21,7 @@ from nonet.store.database import Database
 
 __all__ = ["Shelf", "ShelfLimits"]
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS answer (
-    key BLOB PRIMARY KEY,
-    tenant TEXT NOT NULL,
-    made_s REAL NOT NULL,
-    size INTEGER NOT NULL,
-    body BLOB NOT NULL
-)
-"""
-INSERT = "INSERT OR REPLACE INTO answer (key, tenant, made_s, size, body) VALUES (?, ?, ?, ?, ?)"
-DELETE = "DELETE FROM answer WHERE key = ?"
-DELETE_OLD = "DELETE FROM answer WHERE made_s < ?"
-SELECT_INDEX = "SELECT key, tenant, made_s, size FROM answer ORDER BY made_s"
-SELECT_BODY = "SELECT tenant, made_s, body FROM answer WHERE key = ?"
+TABLES = ("answer", "semantic_answer")
 
 logger = logging.getLogger("nonet.gateway")
 
@@ -56,12 +44,36 @@ class _Mark:
     size: int
 
 
+class _Statements:
+    """What is said to the database about one table."""
+
+    def __init__(self, table: str) -> None:
+        assert table in TABLES
+        self.schema = (
+            f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, tenant TEXT NOT NULL, "
+            "made_s REAL NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL)"
+        )
+        self.insert = (
+            f"INSERT OR REPLACE INTO {table} (key, tenant, made_s, size, body) "
+            "VALUES (?, ?, ?, ?, ?)"
+        )
+        self.delete = f"DELETE FROM {table} WHERE key = ?"
+        self.delete_old = f"DELETE FROM {table} WHERE made_s < ?"
+        self.select_index = f"SELECT key, tenant, made_s, size FROM {table} ORDER BY made_s"
+        self.select_body = f"SELECT tenant, made_s, body FROM {table} WHERE key = ?"
+
+
 class Shelf:
     """Entries by key. Without a database it is memory only. Used from one event loop."""
 
     def __init__(
-        self, limits: ShelfLimits, wall: Callable[[], float], database: Database | None
+        self,
+        limits: ShelfLimits,
+        wall: Callable[[], float],
+        database: Database | None,
+        table: str = "answer",
     ) -> None:
+        self._sql = _Statements(table)
         self._limits = limits
         self._wall = wall
         self._database = database
@@ -77,9 +89,9 @@ class Shelf:
         oldest_s = self._wall() - self._limits.ttl_s
 
         def prepare(connection: sqlite3.Connection) -> list[tuple[bytes, str, float, int]]:
-            connection.execute(SCHEMA)
-            connection.execute(DELETE_OLD, (oldest_s,))
-            return connection.execute(SELECT_INDEX).fetchall()
+            connection.execute(self._sql.schema)
+            connection.execute(self._sql.delete_old, (oldest_s,))
+            return connection.execute(self._sql.select_index).fetchall()
 
         for key, tenant, made_s, size in await self._database.write(prepare):
             self._disk[key] = _Mark(tenant, made_s, size)
@@ -95,6 +107,10 @@ class Shelf:
         """In memory and on disk."""
         return self._memory_bytes, self._disk_bytes
 
+    def show(self) -> dict[str, Any]:
+        memory, disk = self.num_bytes
+        return {"entries": self.num_entries, "memory_bytes": memory, "disk_bytes": disk}
+
     def holds(self, entry: Entry, max_age_s: float | None = None) -> bool:
         """Whether this very entry would be found now."""
         return self._memory.get(entry.key) is entry and self._is_fresh(entry.made_s, max_age_s)
@@ -109,6 +125,12 @@ class Shelf:
             self._disk.move_to_end(key)
         return entry
 
+    def has(self, key: bytes, max_age_s: float | None = None) -> bool:
+        """Whether an entry may be found, in memory or on disk."""
+        entry = self._memory.get(key)
+        in_memory = entry is not None and self._is_fresh(entry.made_s, max_age_s)
+        return in_memory or self.may_be_on_disk(key, max_age_s)
+
     def may_be_on_disk(self, key: bytes, max_age_s: float | None = None) -> bool:
         mark = self._disk.get(key)
         return mark is not None and self._is_fresh(mark.made_s, max_age_s)
@@ -118,7 +140,7 @@ class Shelf:
         assert self._database is not None
         try:
             row = await self._database.read(
-                lambda connection: connection.execute(SELECT_BODY, (key,)).fetchone()
+                lambda connection: connection.execute(self._sql.select_body, (key,)).fetchone()
             )
             entry = None if row is None else Entry.from_body(key, *row)
         except (StoreError, msgspec.DecodeError) as error:
@@ -141,8 +163,12 @@ class Shelf:
         self._disk[entry.key] = _Mark(entry.tenant, entry.made_s, size)
         self._disk_bytes += size
         row = (entry.key, entry.tenant, entry.made_s, size, entry.body)
-        self._database.submit(lambda connection: connection.execute(INSERT, row).close())
+        self._database.submit(lambda connection: connection.execute(self._sql.insert, row).close())
         self._make_room()
+
+    def drop(self, key: bytes) -> None:
+        self._forget_memory(key)
+        self._drop_disk(key)
 
     def count(self, tenant: str | None = None) -> int:
         """How many entries `purge` would drop."""
@@ -152,8 +178,7 @@ class Shelf:
         """Drop everything, or one tenant's; how many entries went."""
         gone = self._keys(tenant)
         for key in gone:
-            self._forget_memory(key)
-            self._drop_disk(key)
+            self.drop(key)
         return len(gone)
 
     def _keys(self, tenant: str | None) -> set[bytes]:
@@ -181,13 +206,13 @@ class Shelf:
 
     def _make_room(self) -> None:
         while self._disk_bytes > self._limits.disk_bytes:
-            key = next(iter(self._disk))
-            self._forget_memory(key)
-            self._drop_disk(key)
+            self.drop(next(iter(self._disk)))
 
     def _drop_disk(self, key: bytes) -> None:
         if self._forget_disk(key) and self._database is not None:
-            self._database.submit(lambda connection: connection.execute(DELETE, (key,)).close())
+            self._database.submit(
+                lambda connection: connection.execute(self._sql.delete, (key,)).close()
+            )
 
     def _forget_disk(self, key: bytes) -> bool:
         mark = self._disk.pop(key, None)

@@ -1,0 +1,1 @@
+"""The semantic cache: gates over words, thresholds that are learned, a bound that is verified."""
