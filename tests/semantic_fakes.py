@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
+from safetensors.numpy import save_file
 
 from nonet.core.errors import NonetError
 from nonet.core.request import Request
@@ -100,3 +104,56 @@ def chat(
         is_streamed=is_streamed,
         route="/v1/test",
     )
+
+
+def write_encoder(folder: Path) -> Path:
+    """A BERT of random weights that reads letters; equal texts are alike, and others more or less."""
+    hidden, inner, heads, layers = 16, 24, 2, 1
+    letters = [chr(number) for number in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{one}" for one in letters)]
+    config = {
+        "model_type": "bert", "hidden_act": "gelu", "hidden_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "intermediate_size": inner, "max_position_embeddings": 128,
+        "layer_norm_eps": 1e-12,
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (len(words), hidden),
+        "embeddings.position_embeddings.weight": (128, hidden),
+        "embeddings.token_type_embeddings.weight": (2, hidden),
+        "embeddings.LayerNorm": (hidden,),
+    }
+    for name, size in (
+        ("attention.self.query", (hidden, hidden)),
+        ("attention.self.key", (hidden, hidden)),
+        ("attention.self.value", (hidden, hidden)),
+        ("attention.output.dense", (hidden, hidden)),
+        ("attention.output.LayerNorm", (hidden,)),
+        ("intermediate.dense", (inner, hidden)),
+        ("output.dense", (hidden, inner)),
+        ("output.LayerNorm", (hidden,)),
+    ):
+        shapes[f"encoder.layer.0.{name}"] = size
+    rng = np.random.default_rng(5)
+    tensors: dict[str, Vectors] = {}
+    for name, size in shapes.items():
+        if name.endswith("weight"):
+            tensors[name] = rng.standard_normal(size).astype(np.float32)
+        else:
+            tensors[f"{name}.weight"] = (
+                np.ones(size, np.float32)
+                if len(size) == 1
+                else rng.standard_normal(size).astype(np.float32) / 4
+            )
+            tensors[f"{name}.bias"] = np.zeros(size[0], np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

@@ -218,7 +218,9 @@ class _Desk:
         return KeyStore(self._site.needed_database("making keys"), self._state.keys)
 
     def _caches(self) -> list[KeepsAnswers]:
-        caches = [layer for layer in self._state.pipeline.layers if isinstance(layer, KeepsAnswers)]
+        caches: list[KeepsAnswers] = [
+            layer for layer in self._state.pipeline.layers if isinstance(layer, KeepsAnswers)
+        ]
         if not caches:
             raise NotFoundError("this server has no cache; start it with --gateway exact_cache")
         return caches

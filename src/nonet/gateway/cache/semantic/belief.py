@@ -36,7 +36,8 @@ class Pool:
 
     def log_prior(self) -> Grid:
         shares = self._counts / self._counts.sum()
-        return np.log(np.maximum(shares, 1e-12)).astype(np.float32)
+        logs: Grid = np.log(np.maximum(shares, 1e-12)).astype(np.float32)
+        return logs
 
     def move(self, old: Grid | None, new: Grid | None) -> None:
         """An entry's share of the cells changes: one step of incremental EM."""
@@ -74,7 +75,8 @@ class Belief:
     def _posterior(self, pool: Pool) -> Grid:
         weights = self.log_likelihood + pool.log_prior()
         weights = np.exp(weights - weights.max())
-        return weights / weights.sum()
+        posterior: Grid = weights / weights.sum()
+        return posterior
 
 
 def false_chance(posterior: Grid, similarity: float) -> float:

@@ -24,6 +24,11 @@ def _table(*groups: str) -> dict[str, str]:
     return {word: group.split()[0] for group in groups for word in group.split()}
 
 
+def _alone(words: str) -> dict[str, str]:
+    """Words that stand for themselves."""
+    return {word: word for word in words.split()}
+
+
 CONTRACTIONS = {
     "can't": "can not",
     "cannot": "can not",
@@ -148,35 +153,11 @@ NEGATIONS = _table(
 
 # Directions, bounds and comparisons: with another of these a question is another one.
 DIRECTIONS = _table(
-    "from",
-    "into",
-    "onto",
-    "out",
-    "off",
-    "up",
-    "down",
-    "over",
-    "under",
-    "before",
-    "after",
-    "since",
     "until till",
-    "against",
-    "above",
-    "below",
-    "inside",
-    "outside",
-    "within",
-    "beyond",
-    "than",
-    "minus",
-    "plus",
-    "more",
-    "less",
-    "most",
-    "least",
     "few fewer",
-    "many",
+) | _alone(
+    "from into onto out off up down over under before after since against above below "
+    "inside outside within beyond than minus plus more less most least many"
 )
 
 _SMALL_NUMBERS = (
@@ -253,7 +234,6 @@ UNITS = _table(
     "teaspoon teaspoons tsp",
     "celsius centigrade °c",
     "fahrenheit °f",
-    "kelvin",
     "degree degrees °",
     "seconds sec secs",
     "minute minutes min mins",
@@ -271,33 +251,21 @@ UNITS = _table(
     "mb megabyte megabytes",
     "gb gigabyte gigabytes gig gigs",
     "tb terabyte terabytes",
-    "kib",
-    "mib",
-    "gib",
     "watt watts",
     "kw kilowatt kilowatts",
-    "kwh",
     "volt volts",
     "amp amps ampere amperes",
     "joule joules",
     "calorie calories",
     "hz hertz",
-    "mhz",
-    "ghz",
-    "mph",
     "kph kmh",
     "knot knots",
-    "psi",
-    "bar",
     "pascal pascals",
-    "am",
-    "pm",
-)
+) | _alone("kelvin kib mib gib kwh mhz ghz mph psi bar am pm")
 
 DATES = _table(
     "january jan",
     "february feb",
-    "march",
     "april apr",
     "june jun",
     "july jul",
@@ -315,28 +283,13 @@ DATES = _table(
     "sunday sundays",
     "weekend weekends",
     "weekday weekdays",
-    "today",
-    "tomorrow",
-    "yesterday",
-    "tonight",
     "now currently",
-    "morning",
     "noon midday",
-    "afternoon",
-    "evening",
-    "night",
-    "midnight",
-    "spring",
-    "summer",
     "autumn fall",
-    "winter",
     "christmas xmas",
-    "easter",
-    "thanksgiving",
-    "halloween",
-    "ago",
-    "later",
-    "earlier",
+) | _alone(
+    "march today tomorrow yesterday tonight morning afternoon evening night midnight "
+    "spring summer winter easter thanksgiving halloween ago later earlier"
 )
 
 # Content words that may stand for each other in any question.
