@@ -7,6 +7,9 @@ PYTHON ?= python3
 MODEL ?= smollm2
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
+# PRICE of the machine per hour.
+PRICE ?= 0.10
+LADDER_ARGS ?= --price $(PRICE) --num-requests 48 --scale 0.1 --repeats 2 --rung-s 10 --latency-requests 6 --budget-s 840
 BENCH_ARGS ?= --num-requests 32 --prompt-len 128 --output-len 128
 
 BIN := $(VENV)/bin
@@ -14,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types bench env dev model clean
+.PHONY: help serve test lint types bench ladder env dev model clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -36,6 +39,9 @@ types: dev  ## mypy, strict
 
 bench: env model  ## throughput of MODEL in process
 	$(BIN)/nonet bench offline $(MODEL) $(BENCH_ARGS)
+
+ladder: dev model  ## what each technique saves on MODEL, in a quarter of an hour
+	$(BIN)/nonet ladder $(MODEL) $(LADDER_ARGS)
 
 model: env
 	$(BIN)/nonet pull $(MODEL)

@@ -9,7 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-__all__ = ["SHAPES", "write_shape"]
+from nonet.text.vocabulary import byte_level_alphabet
+
+__all__ = ["SHAPES", "write_shape", "write_tokenizer"]
 
 _LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "rope_theta": 500000.0,
@@ -33,6 +35,26 @@ def write_shape(folder: Path, shape: str, initializer_range: float = 0.02) -> st
     config = {**SHAPES[shape], "initializer_range": initializer_range}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return str(folder)
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A vocabulary of that size for a server to run with: all bytes, then made-up words that no text becomes."""
+    vocab = dict(sorted(byte_level_alphabet().items(), key=lambda item: item[1]))
+    vocab |= {f"\u0120w{number}": number for number in range(len(vocab), vocab_size)}
+    byte_level = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False,
+    }  # fmt: skip
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": vocab, "merges": [],
+    }  # fmt: skip
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
 
 
 if __name__ == "__main__":

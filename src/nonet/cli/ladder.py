@@ -48,7 +48,7 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
     given = _given(loaded)
     context = str(_context(prompts, workload, spec.max_position))
     plan = _plan(flags, workload, {"max_model_len": context, **given})
-    known = default_rungs(resolved.device, has_text=not resolved.dummy_weights)
+    known = default_rungs(resolved.device, has_weights=not resolved.dummy_weights)
     longest_prompt = max(map(len, prompts)) + SPARE_TOKENS
     rungs = choose(with_prompt_room(known, longest_prompt), flags.rungs)
     identity: dict[str, object] = {
@@ -191,14 +191,14 @@ def _anchor(
         model_path=resolved.model_path,
         dummy_weights=resolved.dummy_weights,
         repeats=flags.repeats if flags.anchor_requests is None else 1,
-        dtype=resolved.dtype,
+        dtype="float16" if resolved.device == "cuda" else resolved.dtype,
         device=resolved.device,
         threads=resolved.threads,
         batch_size=STATIC_BATCH,
         prompts=prompts[:count],
         output_lens=[item.output_len for item in workload.items[:count]],
     )
-    parts = {**identity, "anchor": "huggingface", "dtype": resolved.dtype, "requests": count}
+    parts = {**identity, "anchor": "huggingface", "dtype": job.dtype, "requests": count}
     key = key_of({**parts, "repeats": job.repeats})
     found = store.get(key)
     if found is None:

@@ -41,7 +41,7 @@ class Technique:
     """`on` and `off` give the same options. `is_rung` is False for what brings no speed by itself.
 
     Without a `sign` the resolved configuration is what shows it. `is_base`: the naive rung has it too, as it would else
-    be slower than what people run, and it is shown by leaving it out. `needs_text`: random weights say nothing of it.
+    be slower than what people run, and it is shown by leaving it out. `needs_weights`: random ones say nothing of it.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Technique:
     is_lossy: bool = False
     is_rung: bool = True
     is_base: bool = False
-    needs_text: bool = False
+    needs_weights: bool = False
     device: str | None = None  # None: any
 
 
@@ -125,6 +125,7 @@ TECHNIQUES = (
         off={"weight_format": "dense"},
         sign=Sign(figure="weight_bytes", words="bytes of weights", is_less=True),
         is_lossy=True,
+        needs_weights=True,
         device="cpu",
     ),
     Technique(
@@ -161,7 +162,7 @@ TECHNIQUES = (
         on={"speculate": "prompt_lookup"},
         off={"speculate": "none"},
         sign=Sign(figure="nonet_accepted_tokens", words="drafted tokens stood"),
-        needs_text=True,
+        needs_weights=True,
     ),
     Technique(
         name="SnapKV",

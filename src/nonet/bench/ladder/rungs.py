@@ -43,15 +43,15 @@ class Rung:
         return taken_away(full, self.settings, self.restores)
 
 
-def default_rungs(device: str, *, has_text: bool = True) -> list[Rung]:
+def default_rungs(device: str, *, has_weights: bool = True) -> list[Rung]:
     """From naive to the full stack, in the order of the list, as far as `device` ("cpu" or "cuda") has them.
 
-    Without text (random weights) what needs it is left out.
+    Without weights (random ones) what needs them is left out.
     """
     chosen = [
         one
         for one in TECHNIQUES
-        if one.is_rung and one.device in (None, device) and (has_text or not one.needs_text)
+        if one.is_rung and one.device in (None, device) and (has_weights or not one.needs_weights)
     ]
     naive: dict[str, str] = {"device": device}
     for one in chosen:

@@ -35,8 +35,8 @@ SHARES = {
 # Tokens of the shortest output; characters of the longest program to be edited, and what that is at any scale.
 MIN_OUTPUT, MAX_CODE, MIN_CODE = 8, 4000, 400
 
-# Of synthetic prompts, those that begin as others do.
-SHARED_PREFIXES = 0.3
+# Of token ids: prompts of their own, prompts that begin as others do, repeats.
+SYNTHETIC_SHARES = {"chat": 0.6, "document": 0.3, "repeat": 0.1}
 
 Messages = tuple[Mapping[str, str], ...]
 
@@ -86,13 +86,13 @@ def synthetic(num_requests: int, *, seed: int = 0, scale: float = 1.0, vocab_siz
     low, high = int(plain.facts["first_id"]), int(plain.facts["last_id"])
     prefixes = [[rng.randint(low, high) for _ in range(round(640 * scale))] for _ in range(4)]
     items: list[WorkItem] = []
-    for item in plain.items:
-        draw = rng.random()
-        if draw < SHARES["repeat"] and items:
+    for kind, item in zip(_kinds(SYNTHETIC_SHARES, num_requests, rng), plain.items, strict=True):
+        if kind == "repeat" and items:
             items.append(rng.choice(items))
-        elif draw < SHARES["repeat"] + SHARED_PREFIXES:
+        elif kind == "document":
             prefix = rng.choice(prefixes)[: len(item.prompt_ids)]
-            items.append(replace(item, prompt_ids=[*prefix, *list(item.prompt_ids)[len(prefix) :]]))
+            rest = list(item.prompt_ids)[len(prefix) :]
+            items.append(replace(item, prompt_ids=[*prefix, *rest]))
         else:
             items.append(item)
     facts = {**plain.facts, "scale": scale}
@@ -211,7 +211,7 @@ def _mix(
     facts: Mapping[str, int | float | str],
 ) -> Workload:
     rng = random.Random(seed)
-    kinds = rng.choices(list(SHARES), list(SHARES.values()), k=len(outputs))
+    kinds = _kinds(SHARES, len(outputs), rng)
     items: list[WorkItem] = []
     plain: list[str] = []  # questions that may be rephrased later
     for kind, output_len in zip(kinds, outputs, strict=True):
@@ -234,6 +234,15 @@ def _mix(
         items.append(WorkItem((), output_len, messages=messages))
     items = [replace(item, extra={"temperature": 0.0}) for item in items]
     return Workload(f"{name}-{len(items)}", tuple(items), {"seed": seed, **facts})
+
+
+def _kinds(shares: Mapping[str, float], count: int, rng: random.Random) -> list[str]:
+    """As many of each kind as its share says, shuffled; the first kind fills up, and comes first."""
+    first, *others = shares
+    kinds = [kind for kind in others for _ in range(round(shares[kind] * count))][: count - 1]
+    kinds += [first] * (count - 1 - len(kinds))
+    rng.shuffle(kinds)
+    return [first, *kinds]
 
 
 def _chat(text: str, about: str = "") -> Messages:

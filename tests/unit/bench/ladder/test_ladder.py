@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from nonet.bench.ladder.report import base, steps, table
 from nonet.bench.ladder.result import Measured, Store
 from nonet.bench.ladder.rungs import Rung, choose, default_rungs, with_prompt_room
 from nonet.bench.ladder.telemetry import Telemetry, counters_between, parse_metrics
-from nonet.bench.ladder.workload import read_jsonl, sample
+from nonet.bench.ladder.workload import mixed, read_jsonl, sample, synthetic
 from nonet.bench.metrics import Limits
 from nonet.config.options import options
 from nonet.core.errors import ConfigError, UnavailableError, UnknownNameError
@@ -261,6 +263,34 @@ def test_the_sample_has_every_kind_and_is_the_same_for_a_seed() -> None:
         if "The document" in str(item.messages)
     ]
     assert len(set(documents)) <= 4 < len(documents)
+
+
+def test_token_ids_for_random_weights() -> None:
+    workload = synthetic(40, seed=1, scale=0.2, vocab_size=512)
+    assert workload.digest() == synthetic(40, seed=1, scale=0.2, vocab_size=512).digest()
+    prompts = [tuple(item.prompt_ids) for item in workload.items]
+    assert all(0 <= token < 512 for prompt in prompts for token in prompt)
+    assert len(prompts) - len(set(prompts)) == 4  # one in ten repeats
+    beginnings = Counter(prompt[:6] for prompt in set(prompts))
+    assert sum(count for count in beginnings.values() if count > 1) >= 10  # share a prefix
+    assert max(len(prompt) for prompt in prompts) <= 205
+
+
+@pytest.mark.skipif("NONET_DATA" not in os.environ, reason="NONET_DATA is not set")
+def test_the_mix_of_the_data_sets() -> None:
+    workload = mixed(Path(os.environ["NONET_DATA"]), 60, seed=2, scale=0.15)
+    assert (
+        workload.digest() == mixed(Path(os.environ["NONET_DATA"]), 60, seed=2, scale=0.15).digest()
+    )
+    arrivals = [item.arrival_s for item in workload.items]
+    assert arrivals == sorted(arrivals)
+    assert arrivals[0] == 0.0 < arrivals[-1]
+    texts = [str(item.messages) for item in workload.items]
+    assert len(set(texts)) < len(texts)
+    documents = [text for text in set(texts) if "The document" in text]
+    heads = Counter(text[:600] for text in documents)
+    assert 1 < len(heads) < len(documents)  # sessions: several questions about one document
+    assert len({item.output_len for item in workload.items}) > 10
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""A whole ladder over HTTP on a tiny model with random weights: what is measured, kept and not measured again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nonet.bench.ladder.result import Climb
+from nonet.cli.main import run
+from tests.model.families import save
+from tests.system.tiny_text import write_tokenizer
+
+FLAGS = ["--dummy-weights", "--device", "cpu", "--threads", "1", "--dtype", "float32", "--num-requests", "24",
+         "--scale", "0.1", "--repeats", "1", "--latency-requests", "2", "--anchor", "none", "--rungs", "exact cache",
+         "--no-leave-out"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ladder")
+    save("llama-bytes", path / "tiny")
+    write_tokenizer(path / "tiny")
+    return path
+
+
+def climb(folder: Path) -> Climb:
+    assert run(["ladder", str(folder / "tiny"), *FLAGS, "--out", str(folder / "out")]) == 0
+    return msgspec.json.decode((folder / "out" / "ladder.json").read_bytes(), type=Climb)
+
+
+def test_a_climb_and_the_same_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = climb(folder)
+    shown = capsys.readouterr()
+    assert "[1/2] naive" in shown.err
+    assert "factors over naive" in shown.out
+    assert [one.name for one in first.rungs] == ["naive", "exact cache"]
+    for one in first.rungs:
+        assert one.error is None
+        assert one.tokens_per_s > 0
+        assert one.requests_per_s > 0
+        assert one.peak_memory_bytes > 1 << 20
+        assert one.kv_tokens > 0
+        assert 0 < one.busy_share < 1.5
+        assert one.latency is not None
+        assert one.latency.ttft_s is not None
+        assert one.latency.num_failed == 0
+        assert one.latency_rate_rps == first.latency_rate_rps
+    assert "answers from the exact cache" in str(first.rungs[1].proof)
+    assert "Dummy weights: speed only" in first.notes[0]
+    assert (folder / "out" / "ladder.html").exists()
+
+    again = climb(folder)
+    assert "naive" not in capsys.readouterr().err  # nothing was measured again
+    assert again == first
