@@ -92,6 +92,7 @@ class Resolved:
     device: str
     kernels: str  # by its name in the catalogue
     recording: bool
+    overlap: bool  # the next step is planned while the device runs one
     deterministic: bool = False  # every token's bits depend on its own sequence alone
     threads: int
     block_size: int

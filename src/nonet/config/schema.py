@@ -141,6 +141,9 @@ class RuntimeConfig:
             "the same bits for a request alone, in any batch and in any chunk; costs speed on a GPU"
         ),
     ] = False
+    overlap: Annotated[
+        bool | None, Doc("plan the next step while the device runs one; on a GPU when unset")
+    ] = None
     threads: Annotated[
         int | None, Doc("threads of the engine process; physical cores when unset", 1)
     ] = None

@@ -53,6 +53,11 @@ class Technique:
     is_base: bool = False
     needs_weights: bool = False
     device: str | None = None  # None: any
+    rung_on: str | None = None  # the device on which it brings speed; None: any
+
+    def is_rung_on(self, device: str) -> bool:
+        """Whether a ladder on that device climbs it."""
+        return self.is_rung and self.device in (None, device) and self.rung_on in (None, device)
 
 
 # Options that are lists, so that several techniques have a place in one.
@@ -103,6 +108,13 @@ TECHNIQUES = (
         sign=Sign(figure="nonet_recorded_steps", words="steps replayed a graph"),
         is_base=True,
         device="cuda",
+    ),
+    Technique(
+        name="overlap",
+        on={"overlap": "true"},
+        off={"overlap": "false"},
+        sign=Sign(figure="nonet_overlapped_steps", words="steps planned while another ran"),
+        rung_on="cuda",
     ),
     Technique(
         name="chunked prefill",

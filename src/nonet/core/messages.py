@@ -115,6 +115,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     peak_blocks: int = 0  # most blocks that sequences held at once
     busy_s: float = 0.0  # seconds in which a step ran
     recorded_steps: int = 0  # steps that replayed a recording
+    overlapped_steps: int = 0  # steps planned while another ran
     num_drafts: int = 0  # runs of drafted tokens that were verified
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0

@@ -112,7 +112,7 @@ def build_engine(
         executor=LocalExecutor(device_side.runner),
         clock=clock,
         info=info if pool is None else msgspec.structs.replace(info, adapters=pool.adapters),
-        depth=0,
+        depth=1 if resolved.overlap else 0,
         close=ops.close,
         preparations=Preparations([lambda request: _compiling(compiler, request)]),
         commands=pool,
@@ -233,14 +233,14 @@ def _device_side(
         ops = adapters.ops
     recording = _recording(resolved, model, buffers, ops)
     masking = GrammarMask(spec.vocab_size, compiler)
-    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking])
+    sampler = Sampler(spec.vocab_size, resolved.max_num_seqs, ops.device, [masking], plain.sampling)
     adapter_slot = adapters.slot_of if adapters is not None else None
     sequences = SequenceTable(
         resolved.max_num_seqs, _max_blocks(resolved), num_groups, adapter_slot
     )
     proposer = build_proposer(ahead.speculate, ahead.draft_length) if ahead else None
     compactor = None if pruner is None else Compactor(pruner, spec, ops, storage)
-    runner = Runner(model, buffers, sequences, sampler, recording, compactor, proposer)
+    runner = Runner(model, plain, buffers, sequences, sampler, recording, compactor, proposer)
     if ahead is not None and proposer is not None:
         second = None
         if ahead.second_model is not None:

@@ -19,7 +19,8 @@ from nonet.core.messages import Answered, Command, EngineInfo, EngineStats
 from nonet.core.outputs import SequenceDelta
 from nonet.core.request import Request
 from nonet.engine.preparations import Preparations
-from nonet.runner.executor import Flight, LocalExecutor
+from nonet.runner.executor import LocalExecutor
+from nonet.runner.runner import LaunchedStep
 from nonet.scheduler.scheduler import Scheduler
 
 __all__ = ["Commands", "Engine", "EngineParts", "EngineTimes"]
@@ -67,6 +68,7 @@ class EngineTimes:
     execute_s: float = 0.0
     apply_s: float = 0.0
     steps: int = 0
+    overlapped_steps: int = 0  # planned while another was in flight
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class Engine:
 
     parts: EngineParts
     times: EngineTimes = field(default_factory=EngineTimes)
-    _flying: deque[Flight] = field(default_factory=deque)
+    _flying: deque[LaunchedStep] = field(default_factory=deque)
 
     @property
     def info(self) -> EngineInfo:
@@ -108,6 +110,7 @@ class Engine:
         plan = scheduler.plan(self.parts.clock.now())
         planned = executed = time.perf_counter()
         if plan is not None:
+            self.times.overlapped_steps += bool(self._flying)
             self._flying.append(executor.launch(plan))
             self.times.steps += 1
         if self._flying and (plan is None or len(self._flying) > self.parts.depth):
@@ -141,8 +144,9 @@ class Engine:
         times = self.parts.executor.times
         return msgspec.structs.replace(
             self.parts.scheduler.stats(),
-            busy_s=times.prepare_s + times.forward_s + times.sample_s,
+            busy_s=times.device_s,
             recorded_steps=times.recorded_steps,
+            overlapped_steps=self.times.overlapped_steps,
         )
 
     def check_integrity(self) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "PackedLinear",
     "QKVLayout",
     "Recording",
+    "SamplingKernels",
     "WeightMatrix",
 ]
 
@@ -125,12 +126,39 @@ class Recording(Protocol):
         ...
 
 
+class SamplingKernels(Protocol):
+    """Choosing tokens on the device. Nothing here synchronises with the host; a row's result is its own."""
+
+    def argmax(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [R] (int64) of the largest of float32 values [R, V], the lowest of a tie, and those values [R].
+
+        NaN counts as infinite.
+        """
+        ...
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        uniform: torch.Tensor,
+        min_p: torch.Tensor,
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+    ) -> torch.Tensor:
+        """Ids [R] (int64) drawn from the softmax of logits [R, V] (float32), cut by min-p, then top-k, then top-p.
+
+        uniform [R] (float64) picks by inverse CDF. min_p 0, top_k 0 and top_p 1 keep everything (float32, int32,
+        float32 [R]). The cuts are those of `sampling.processors`.
+        """
+        ...
+
+
 class Ops(Protocol):
     """Every operation of a forward pass. Nothing here synchronises with the host."""
 
     name: str
     dtype: torch.dtype  # of the weights and of the KV cache
     device: torch.device
+    sampling: SamplingKernels | None  # None: plain torch is as good
 
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         """A linear's weight [N, K] (and bias [N]) in the form that `linear`, `embed` and nothing else understands.
@@ -154,6 +182,10 @@ class Ops(Protocol):
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None) -> torch.Tensor:
         """x [R, K] to float32 logits [R, N]; `softcap` c gives c * tanh(logits / c)."""
+        ...
+
+    def take_sampled(self, token_ids: torch.Tensor, sampled: torch.Tensor) -> None:
+        """token_ids int32 [T], in place: -(n + 1) becomes sampled[n] (int64 [R]), or 0 where that is below 0."""
         ...
 
     def embed(self, token_ids: torch.Tensor, table: PackedLinear, scale: float) -> torch.Tensor:

@@ -31,6 +31,7 @@ class WrappedOps:
         self.name = inner.name
         self.dtype = inner.dtype
         self.device = inner.device
+        self.sampling = inner.sampling
 
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         return self.inner.pack(weight, bias)
@@ -45,6 +46,9 @@ class WrappedOps:
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None) -> torch.Tensor:
         return self.inner.logits(x, weight, softcap)
+
+    def take_sampled(self, token_ids: torch.Tensor, sampled: torch.Tensor) -> None:
+        self.inner.take_sampled(token_ids, sampled)
 
     def embed(self, token_ids: torch.Tensor, table: PackedLinear, scale: float) -> torch.Tensor:
         return self.inner.embed(token_ids, table, scale)

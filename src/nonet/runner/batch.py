@@ -13,7 +13,7 @@ from nonet.core.step import Row
 from nonet.kernels.ops import AttentionInputs, StepShape
 from nonet.kv.storage import KVStorage
 from nonet.layers.forward_step import AdapterRows, ForwardStep
-from nonet.runner.sequences import SequenceTable
+from nonet.runner.sequences import LiveSequence, SequenceTable
 
 __all__ = ["StepBuffers"]
 
@@ -24,8 +24,12 @@ class StepBuffers:
     """Fixed-address int32 inputs of a forward pass, filled from a plan's rows.
 
     Everything lies in one block of host memory. On another device a twin of it, at fixed addresses too, is brought up
-    to date by one copy per step. What lies behind the live rows is padding that a replay for more rows may run over: it
+    to date by one copy per step; the host then writes in turn into two blocks, because the copy of a step that is still
+    queued reads the other. What lies behind the live rows is padding that a replay for more rows may run over: it
     stores nothing and sees nothing.
+
+    A token that was sampled and not yet read is written as -(n + 1) when it is the n-th sample of the step before;
+    `Ops.take_sampled` puts its id in.
     """
 
     def __init__(
@@ -46,12 +50,23 @@ class StepBuffers:
         self.max_rows = max_rows
         sizes = [max_tokens, max_tokens, max_tokens, max_num_seqs + 1, max_rows]
         sizes += [max_num_seqs, max_tokens, max_num_seqs * max_blocks] * num_groups
-        host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type != "cpu")
-        self._host = host
-        self._device = host if device.type == "cpu" else torch.zeros_like(host, device=device)
-        self._here = _Views.cut(host.split(sizes), max_blocks)
+        is_host = device.type == "cpu"
+        self._hosts = [
+            _HostBlock(sizes, max_blocks, pinned=not is_host) for _ in range(1 if is_host else 2)
+        ]
+        self._turn = 0
+        self._here = self._hosts[0].views
+        self._device = (
+            self._hosts[0].memory
+            if is_host
+            else torch.zeros_like(self._hosts[0].memory, device=device)
+        )
         self._there = _Views.cut(self._device.split(sizes), max_blocks)
         self.adapters = AdapterRows(self._there.adapters)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device.device
 
     @property
     def largest(self) -> StepShape:
@@ -64,6 +79,7 @@ class StepBuffers:
 
     def fill(self, rows: Sequence[Row], sequences: SequenceTable) -> tuple[StepShape, ForwardStep]:
         """Write the step; the returned tensors are views that the next call overwrites."""
+        host = self._next_host()
         counts = np.fromiter(
             (row.num_tokens + len(row.drafts) for row in rows), np.int32, len(rows)
         )
@@ -83,16 +99,27 @@ class StepBuffers:
         shape = StepShape(total, len(rows), num_rows)
         longest = int((starts + counts).max())
         self._pad(shape)
-        if self._device is not self._host:
-            self._device.copy_(self._host, non_blocking=True)
+        if host.read is not None:
+            self._device.copy_(host.memory, non_blocking=True)
+            host.read.record()
         return shape, self._step(shape, max_query_len=int(counts.max()), max_kv_len=longest)
+
+    def _next_host(self) -> _HostBlock:
+        """The block whose turn it is, once the device has read what it held."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        host = self._hosts[self._turn]
+        if host.read is not None:
+            host.read.synchronize()
+        self._here = host.views
+        return host
 
     def _fill_tokens(self, rows: Sequence[Row], sequences: SequenceTable, firsts: Ints) -> None:
         token_ids = self._here.token_ids.numpy()
         for row, first in zip(rows, firsts.tolist(), strict=True):
-            known = sequences[row.seq_id].token_ids
+            sequence = sequences[row.seq_id]
+            known = sequence.token_ids
             if row.num_tokens == 1 and not row.drafts:
-                token_ids[first] = known[row.start]
+                token_ids[first] = known[row.start] if row.start < len(known) else _unread(sequence)
                 continue
             ids = [*known[row.start : row.start + row.num_tokens], *row.drafts]
             token_ids[first : first + len(ids)] = ids
@@ -166,6 +193,21 @@ class StepBuffers:
         for kv_len, slots in zip(here.kv_len, here.slots, strict=True):
             kv_len.numpy()[shape.num_seqs :] = 0
             slots.numpy()[shape.num_tokens :] = -1
+
+
+def _unread(sequence: LiveSequence) -> int:
+    """Stands for the token that follows the known ones until `Ops.take_sampled` puts it in."""
+    assert sequence.unread is not None, "a row begins at a token that no step in flight samples"
+    return -1 - sequence.unread
+
+
+class _HostBlock:
+    """Host memory of one step's inputs; `read` is recorded when the device has copied it, None where it never does."""
+
+    def __init__(self, sizes: list[int], max_blocks: int, *, pinned: bool) -> None:
+        self.memory = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=pinned)
+        self.views = _Views.cut(self.memory.split(sizes), max_blocks)
+        self.read = torch.cuda.Event() if pinned else None
 
 
 @dataclass(frozen=True, slots=True)

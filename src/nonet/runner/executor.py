@@ -1,24 +1,15 @@
-"""Where a step runs: here, in the engine's own process and thread."""
+"""Where a step runs: here, in the engine's own process and thread, on a device that may work while the host plans."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nonet.core.step import StepPlan, StepResult
-from nonet.runner.runner import Runner, RunnerTimes
+from nonet.runner.runner import LaunchedStep, Runner, RunnerTimes
 
-__all__ = ["Flight", "LocalExecutor"]
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step that was launched and not yet collected."""
-
-    result: StepResult
+__all__ = ["LocalExecutor"]
 
 
 class LocalExecutor:
-    """Runs each step when it is launched; collecting it costs nothing."""
+    """Hands steps to the runner. On a CPU a launched step is done; on a GPU it is only asked for."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -28,10 +19,10 @@ class LocalExecutor:
         """Where the seconds of all steps so far went."""
         return self.runner.times
 
-    def launch(self, plan: StepPlan) -> Flight:
+    def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start the step; may return before it is done."""
-        return Flight(self.runner.execute(plan))
+        return self.runner.launch(plan)
 
-    def collect(self, flight: Flight) -> StepResult:
-        """Wait for a launched step; flights are collected in the order they were launched."""
-        return flight.result
+    def collect(self, step: LaunchedStep) -> StepResult:
+        """Wait for a launched step; they are collected in the order they were launched."""
+        return self.runner.collect(step)

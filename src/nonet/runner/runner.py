@@ -18,21 +18,22 @@ import torch
 
 from nonet.core.outputs import TokenLogprob
 from nonet.core.step import Row, RowResult, StepPlan, StepResult
-from nonet.kernels.ops import Recording, StepShape
+from nonet.kernels.ops import Ops, Recording, StepShape
 from nonet.layers.forward_step import ForwardStep
 from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
 from nonet.runner.compactor import Compactor
+from nonet.runner.device_clock import DeviceClock
 from nonet.runner.pooling import Pooler
 from nonet.runner.rehearsal import time_step
 from nonet.runner.sequences import LiveSequence, SequenceTable
 from nonet.runner.tap import LogitsTap
 from nonet.sampling.acceptance.rejection import Drafted
 from nonet.sampling.logprobs import prompt_logprobs
-from nonet.sampling.sampler import Sampled, Sampler, SampleRow
+from nonet.sampling.sampler import DeviceSamples, Sampled, Sampler, SampleRow
 from nonet.speculate.base import NO_DRAFT, Context, Outcome, Proposer
 
-__all__ = ["Runner", "RunnerTimes"]
+__all__ = ["LaunchedStep", "Runner", "RunnerTimes"]
 
 # Rows of logits made at a time for prompt log probabilities: bounds their memory, V * 4 bytes each.
 PROMPT_LOGPROB_ROWS = 64
@@ -40,13 +41,14 @@ PROMPT_LOGPROB_ROWS = 64
 
 @dataclass(slots=True)
 class RunnerTimes:
-    """Seconds spent since start, by part of a step, and how many steps replayed the recording."""
+    """Seconds of the host since start, by part of a step, and how many steps replayed the recording."""
 
     prepare_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
     recorded_steps: int = 0
     propose_s: float = 0.0
+    device_s: float = 0.0  # in which the device worked, as it measured itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,24 @@ class _OfPrompts:
     pooled: dict[int, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """What the device was asked for and has not answered yet."""
+
+    plan: StepPlan
+    rows: list[SampleRow]
+    samples: DeviceSamples | None  # None: the step samples nothing
+    prompts: _OfPrompts
+    clock: DeviceClock
+
+
 class Runner:
     """Owns the model's buffers and the state of live sequences. Plans come in order; nothing here decides anything."""
 
     def __init__(
         self,
         model: Decoder,
+        ops: Ops,
         buffers: StepBuffers,
         sequences: SequenceTable,
         sampler: Sampler,
@@ -71,6 +85,8 @@ class Runner:
         proposer: Proposer | None = None,
     ) -> None:
         self._model = model
+        self._ops = ops
+        self._sampled: torch.Tensor | None = None  # ids of the last launched step
         self._buffers = buffers
         self._sequences = sequences
         self._sampler = sampler
@@ -88,13 +104,14 @@ class Runner:
         return seconds
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run the plan; a row's failure is in its result, never an exception."""
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Ask the device for the plan's step; a row may begin at the token that the last launched step samples."""
         began = time.perf_counter()
         self._take_changes(plan)
-        if not plan.rows:
-            return StepResult(step_id=plan.step_id, rows=[])
+        clock = DeviceClock(self._buffers.device)
         shape, step = self._buffers.fill(plan.rows, self._sequences)
+        if self._sampled is not None:
+            self._ops.take_sampled(step.token_ids, self._sampled)
         prepared = time.perf_counter()
         windows = self._compactor.windows(plan) if self._compactor else None
         prompts = _OfPrompts()
@@ -113,16 +130,29 @@ class Runner:
             self._compactor.run(plan, self._sequences, windows)
         forwarded = time.perf_counter()
         self._show(plan.rows, logits)
-        sampled = self._sample(plan.rows, logits)
-        result = self._results(plan, sampled, prompts)
-        sampled_at = time.perf_counter()
-        if self._proposer is not None:
-            result = self._propose(self._proposer, plan.rows, result)
-        done = time.perf_counter()
+        rows = self._sample_rows(plan.rows)
+        samples = None
+        if rows and logits is not None:
+            samples = self._sampler.sample_on_device(logits, rows, self._drafted(plan.rows))
+        self._note_unread(plan.rows, samples)
+        clock.stop()
         self.times.prepare_s += prepared - began
         self.times.forward_s += forwarded - prepared
-        self.times.sample_s += sampled_at - forwarded
-        self.times.propose_s += done - sampled_at
+        self.times.sample_s += time.perf_counter() - forwarded
+        return LaunchedStep(plan, rows, samples, prompts, clock)
+
+    @torch.inference_mode()
+    def collect(self, step: LaunchedStep) -> StepResult:
+        """Wait for the step; a row's failure is in its result, never an exception."""
+        began = time.perf_counter()
+        sampled = [] if step.samples is None else self._sampler.read(step.samples, step.rows)
+        self.times.device_s += step.clock.seconds()
+        result = self._results(step.plan, sampled, step.prompts)
+        sampled_at = time.perf_counter()
+        if self._proposer is not None:
+            result = self._propose(self._proposer, step.plan.rows, result)
+        self.times.sample_s += sampled_at - began
+        self.times.propose_s += time.perf_counter() - sampled_at
         return result
 
     def _take_changes(self, plan: StepPlan) -> None:
@@ -164,8 +194,8 @@ class Runner:
     def _logits(self, rows: Sequence[Row]) -> torch.Tensor | None:
         return self._forward(*self._buffers.fill(rows, self._sequences))
 
-    def _sample(self, rows: Sequence[Row], logits: torch.Tensor | None) -> list[Sampled]:
-        wanted = [
+    def _sample_rows(self, rows: Sequence[Row]) -> list[SampleRow]:
+        return [
             SampleRow(
                 self._sequences[row.seq_id].slot,
                 row.start + row.num_tokens + draft,
@@ -174,9 +204,15 @@ class Runner:
             for row in rows
             for draft in range(row.num_samples)
         ]
-        if not wanted or logits is None:
-            return []
-        return self._sampler.sample(logits, wanted, self._drafted(rows))
+
+    def _note_unread(self, rows: Sequence[Row], samples: DeviceSamples | None) -> None:
+        """Where the next step finds the tokens of this one, should it begin before they are read."""
+        self._sampled = None if samples is None else samples.ids
+        first = 0
+        for row in rows:
+            if row.num_samples == 1:
+                self._sequences[row.seq_id].unread = first
+            first += row.num_samples
 
     def _drafted(self, rows: Sequence[Row]) -> dict[int, Drafted]:
         """By number, the rows of logits whose token was drafted from a distribution."""

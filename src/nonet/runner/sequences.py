@@ -20,13 +20,17 @@ __all__ = ["LiveSequence", "SequenceTable"]
 
 @dataclass(slots=True)
 class LiveSequence:
-    """One sequence; `token_ids` grows with what the sampler brings."""
+    """One sequence; `token_ids` grows with what the sampler brings.
+
+    `unread` is the number, among the samples of the newest step, of a token that is still on the device.
+    """
 
     slot: int
     token_ids: list[int]
     num_prompt: int
     params: SamplingParams
     adapter: int = 0  # slot of its adapter, 0 for none
+    unread: int | None = None
     draft: Draft = (
         NO_DRAFT  # proposed after the last step; the next one may verify a beginning of it
     )

@@ -17,13 +17,14 @@ import torch
 from nonet.core.outputs import TokenLogprob
 from nonet.sampling.ranking import depths
 from nonet.sampling.rowwise import best
+from nonet.sampling.upload import upload
 
 __all__ = ["LogprobTensors", "measure", "prompt_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
 class LogprobTensors:
-    """What `measure` found, still on the device: ids, logprobs, ranks [R]; top_ids, top_logprobs [R, N]."""
+    """What `measure` found: ids, logprobs, ranks [R]; top_ids, top_logprobs [R, N]."""
 
     ids: torch.Tensor
     logprobs: torch.Tensor
@@ -31,8 +32,13 @@ class LogprobTensors:
     top_ids: torch.Tensor
     top_logprobs: torch.Tensor
 
+    def to_host(self) -> LogprobTensors:
+        """Copies that begin now; they hold nothing before the device has got there."""
+        there = (self.ids, self.logprobs, self.ranks, self.top_ids, self.top_logprobs)
+        return LogprobTensors(*(one.to("cpu", non_blocking=True) for one in there))
+
     def read(self, num_top: Sequence[int]) -> list[TokenLogprob]:
-        """To the host, with the first `num_top` alternatives of each row."""
+        """For the caller, with the first `num_top` alternatives of each row."""
         columns = zip(
             self.ids.tolist(),
             self.logprobs.tolist(),
@@ -66,7 +72,7 @@ def prompt_logprobs(
     if not target_ids:
         return []
     with torch.inference_mode():
-        ids = torch.tensor(target_ids, device=logits.device)
+        ids = upload(target_ids, logits.device)
         return measure(logits, ids, num_top).read([num_top] * len(target_ids))
 
 

@@ -11,13 +11,15 @@ Shapes: R rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from nonet.core.outputs import TokenLogprob
+from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import NewSequence
+from nonet.kernels.ops import SamplingKernels
 from nonet.sampling.acceptance.rejection import NOTHING_DRAFTED, Drafted, accept
 from nonet.sampling.logprobs import LogprobTensors, measure
 from nonet.sampling.processors import (
@@ -30,6 +32,7 @@ from nonet.sampling.processors.base import LogitsProcessor, ProcessorRow, Trunca
 from nonet.sampling.random import Purpose, uniforms
 from nonet.sampling.ranking import Ranking, depths, rank
 from nonet.sampling.rowwise import argmax, draw
+from nonet.sampling.upload import upload
 
 __all__ = ["DeviceSamples", "SampleRow", "Sampled", "Sampler"]
 
@@ -55,16 +58,39 @@ class Sampled(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class DeviceSamples:
-    """What a step chose, unread: ids [R] (int64, -1 for rows without finite logits), and log probabilities.
+    """What a step chose: ids [R] (int64, -1 for rows without finite logits), and all of it on its way to the host.
 
-    `logprob_rows` are the rows that asked for them, in the order of `logprobs`. `faults` say why rows have no token,
-    where that is known.
+    `logprob_rows` are the rows that asked for log probabilities, in the order of `logprobs`. `faults` say why rows have
+    no token, where that is known. What is on the host may be read once `landed` has come, None where nothing travels.
     """
 
     ids: torch.Tensor
+    host_ids: torch.Tensor
     logprob_rows: list[int]
-    logprobs: LogprobTensors | None
-    faults: dict[int, str] = field(default_factory=dict)
+    host_logprobs: LogprobTensors | None
+    faults: dict[int, str]
+    landed: torch.cuda.Event | None
+
+    @classmethod
+    def send(
+        cls,
+        ids: torch.Tensor,
+        logprob_rows: list[int],
+        logprobs: LogprobTensors | None,
+        faults: dict[int, str],
+    ) -> DeviceSamples:
+        """Begin the copies: a step that is launched next does not delay them."""
+        host_ids = ids.to("cpu", non_blocking=True)
+        host_logprobs = None if logprobs is None else logprobs.to_host()
+        landed = None
+        if ids.device.type != "cpu":
+            landed = torch.cuda.Event()
+            landed.record()
+        return cls(ids, host_ids, logprob_rows, host_logprobs, faults, landed)
+
+    def wait(self) -> None:
+        if self.landed is not None:
+            self.landed.synchronize()
 
 
 class Sampler:
@@ -84,10 +110,16 @@ class Sampler:
         max_slots: int,
         device: torch.device,
         more: Sequence[LogitsProcessor] = (),
+        kernels: SamplingKernels | None = None,
     ) -> None:
-        """`more` processors, which need something of their maker, run after those of the catalogue."""
+        """`more` processors, which need something of their maker, run after those of the catalogue.
+
+        `kernels` choose tokens where there are any for the device; else plain torch does.
+        """
         self.vocab_size = vocab_size
         self._device = device
+        self._kernels = kernels
+        self._argmax = argmax if kernels is None else kernels.argmax
         self._depths = depths(vocab_size, device)
         self._slots: list[_Slot | None] = [None] * max_slots
         self._processors: list[LogitsProcessor] = [
@@ -107,9 +139,7 @@ class Sampler:
         acting = tuple(i for i, p in enumerate(self._processors) if p.add(slot, sequence))
         cutting = [] if params.is_greedy else self._truncations
         cuts = [t.add(slot, sequence) for t in cutting]
-        self._slots[slot] = _Slot(
-            sequence.seed, not params.is_greedy, any(cuts), params.logprobs, acting
-        )
+        self._slots[slot] = _Slot(sequence.seed, not params.is_greedy, any(cuts), params, acting)
 
     def append(self, slot: int, token_ids: Sequence[int]) -> None:
         """The sequence grew by accepted tokens; called after each step."""
@@ -143,7 +173,7 @@ class Sampler:
         rows: Sequence[SampleRow],
         drafted: Mapping[int, Drafted] = NOTHING_DRAFTED,
     ) -> DeviceSamples:
-        """As `sample`, without waiting for the device; `read` fetches the result."""
+        """As `sample`, without waiting for the device; `read` does."""
         with torch.inference_mode():
             slots = [self._slot(row.slot) for row in rows]
             wanted = [i for i, slot in enumerate(slots) if slot.num_logprobs is not None]
@@ -154,22 +184,23 @@ class Sampler:
             found = None
             if raw is not None:
                 count = max(slots[i].num_logprobs or 0 for i in wanted)
-                found = measure(raw, ids[torch.tensor(wanted, device=self._device)], count)
-            return DeviceSamples(torch.where(is_finite, ids, -1), wanted, found, faults)
+                found = measure(raw, ids[upload(wanted, self._device)], count)
+            return DeviceSamples.send(torch.where(is_finite, ids, -1), wanted, found, faults)
 
     def read(self, samples: DeviceSamples, rows: Sequence[SampleRow]) -> list[Sampled]:
-        """Fetch what `sample_on_device` chose for these rows."""
-        ids = samples.ids.tolist()
+        """Wait for what `sample_on_device` chose for these rows."""
+        samples.wait()
+        ids = samples.host_ids.tolist()
         results = [
             Sampled(token_id)
             if token_id >= 0
             else Sampled(-1, error=samples.faults.get(i) or _no_token(row))
             for i, (token_id, row) in enumerate(zip(ids, rows, strict=True))
         ]
-        if samples.logprobs is not None:
+        if samples.host_logprobs is not None:
             at = samples.logprob_rows
             num_top = [self._slot(rows[i].slot).num_logprobs or 0 for i in at]
-            for i, logprob in zip(at, samples.logprobs.read(num_top), strict=True):
+            for i, logprob in zip(at, samples.host_logprobs.read(num_top), strict=True):
                 if ids[i] >= 0:
                     results[i] = Sampled(ids[i], logprob)
         return results
@@ -201,7 +232,7 @@ class Sampler:
             if random:
                 final = self._final(logits, rows, slots, random)
                 drawn = draw(final, self._uniforms(rows, slots, random, Purpose.DRAFT))
-                ids = ids.index_copy(0, torch.tensor(random, device=self._device), drawn)
+                ids = ids.index_copy(0, upload(random, self._device), drawn)
                 distributions = dict(zip(random, final, strict=True))
             chosen = torch.where(is_finite, ids, -1).tolist()
             return [
@@ -235,7 +266,7 @@ class Sampler:
             found = self._processors[number].apply(logits, acted)
             if found and faults is not None:
                 faults.update(found)
-        best_ids, largest = argmax(logits)
+        best_ids, largest = self._argmax(logits)
         return best_ids, largest.isfinite()
 
     def _draw(
@@ -253,15 +284,20 @@ class Sampler:
         if not random:
             return best_ids
         uniform = self._uniforms(rows, slots, random, Purpose.SAMPLE)
+        if self._kernels is not None:
+            drawn = self._draw_by(self._kernels, logits, slots, random, uniform)
+            if len(random) == len(slots):
+                return drawn
+            return best_ids.index_copy(0, upload(random, self._device), drawn)
         weights = self._softmax(logits, random)
         cut = [i for i in random if slots[i].is_cut]
         uncut = [i for i in random if not slots[i].is_cut]
         ids = best_ids.clone()
         if uncut:
             drawn = draw(_part(weights, random, uncut), _part(uniform, random, uncut))
-            ids.index_copy_(0, torch.tensor(uncut, device=self._device), drawn)
+            ids.index_copy_(0, upload(uncut, self._device), drawn)
         if cut:
-            at = torch.tensor(cut, device=self._device)
+            at = upload(cut, self._device)
             numbers_cut = _part(uniform, random, cut)
             self._truncate(
                 _part(weights, random, cut),
@@ -271,6 +307,24 @@ class Sampler:
                 ),
             )
         return ids
+
+    def _draw_by(
+        self,
+        kernels: SamplingKernels,
+        logits: torch.Tensor,
+        slots: Sequence[_Slot],
+        random: list[int],
+        uniform: torch.Tensor,
+    ) -> torch.Tensor:
+        """Ids of the rows numbered `random`, without a look at the values."""
+        wanted = [slots[i].params for i in random]
+        return kernels.draw(
+            _part(logits, range(len(logits)), random),
+            uniform,
+            upload([params.min_p for params in wanted], self._device, torch.float32),
+            upload([params.top_k for params in wanted], self._device, torch.int32),
+            upload([params.top_p for params in wanted], self._device, torch.float32),
+        )
 
     def _verify(
         self,
@@ -286,11 +340,11 @@ class Sampler:
         chosen = accept(
             self._final(logits, rows, slots, at),
             torch.stack(drawn_from),
-            torch.tensor([drafted[i].token_id for i in at], device=self._device),
+            upload([drafted[i].token_id for i in at], self._device),
             self._uniforms(rows, slots, at, Purpose.ACCEPT),
             self._uniforms(rows, slots, at, Purpose.RESIDUAL),
         )
-        return ids.index_copy(0, torch.tensor(at, device=self._device), chosen)
+        return ids.index_copy(0, upload(at, self._device), chosen)
 
     def _final(
         self,
@@ -304,7 +358,7 @@ class Sampler:
         result = weights.clone()
         cut = [place for place, i in enumerate(wanted) if slots[i].is_cut]
         if cut:
-            at = torch.tensor(cut, device=self._device)
+            at = upload(cut, self._device)
             self._truncate(
                 weights[at],
                 [rows[wanted[place]].slot for place in cut],
@@ -325,7 +379,7 @@ class Sampler:
         numbers = uniforms(
             [slots[i].seed for i in wanted], [rows[i].position for i in wanted], purpose
         )
-        return torch.from_numpy(numbers).to(self._device)
+        return upload(numbers, self._device)
 
     def _softmax(self, logits: torch.Tensor, random: list[int]) -> torch.Tensor:
         """Probabilities of the rows numbered `random`, in the scratch memory."""
@@ -368,8 +422,12 @@ class _Slot:
     seed: int
     is_random: bool
     is_cut: bool  # some truncation acts
-    num_logprobs: int | None
+    params: SamplingParams
     acting: tuple[int, ...]  # numbers of the processors that act, in their order
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.params.logprobs
 
 
 def _no_token(row: SampleRow) -> str:
@@ -381,11 +439,11 @@ def _part(values: torch.Tensor, numbers: Sequence[int], wanted: list[int]) -> to
     if len(wanted) == len(numbers):
         return values
     place = {number: i for i, number in enumerate(numbers)}
-    return values[torch.tensor([place[number] for number in wanted], device=values.device)]
+    return values[upload([place[number] for number in wanted], values.device)]
 
 
 def _unshaped(logits: torch.Tensor, wanted: list[int], slots: Sequence[_Slot]) -> torch.Tensor:
     """The rows `wanted` of the logits, safe from the processors: a copy only where one will act."""
     if len(wanted) < len(slots):
-        return logits[torch.tensor(wanted, device=logits.device)]
+        return logits[upload(wanted, logits.device)]
     return logits.clone() if any(slot.acting for slot in slots) else logits

@@ -53,6 +53,7 @@ COUNTERS = (
     ("nonet_compactions", None, "Caches of live sequences that were pruned"),
     ("nonet_busy_seconds", None, "Seconds in which a step ran"),
     ("nonet_recorded_steps", None, "Steps that replayed a recording"),
+    ("nonet_overlapped_steps", None, "Steps planned while another ran"),
     ("nonet_drafts", "vllm:spec_decode_num_drafts", "Runs of drafted tokens that were verified"),
     (
         "nonet_draft_tokens",
@@ -198,6 +199,7 @@ class _EngineReadings(Collector):
             "nonet_compactions": stats.compactions,
             "nonet_busy_seconds": stats.busy_s,
             "nonet_recorded_steps": stats.recorded_steps,
+            "nonet_overlapped_steps": stats.overlapped_steps,
             "nonet_drafts": stats.num_drafts,
             "nonet_draft_tokens": stats.num_draft_tokens,
             "nonet_accepted_tokens": stats.num_accepted_tokens,

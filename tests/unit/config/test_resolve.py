@@ -177,11 +177,12 @@ def test_every_automatic_choice_has_a_reason_and_no_other() -> None:
         "device", "dtype", "kernels", "weight_format", "block_size", "max_num_seqs", "max_tokens_per_step",
         "groups", "kv_format", "memory_fraction", "num_blocks", "max_model_len", "threads",
         "deterministic",
+        "overlap",
     }  # fmt: skip
     assert set(plan().reasons) == automatic
     chosen = plan(
         device="cpu", dtype="float32", kernels="native", weight_format="int8", block_size=32, num_blocks=64,
-        max_num_seqs=8, max_tokens_per_step=64, max_model_len=512, threads=1,
+        max_num_seqs=8, max_tokens_per_step=64, max_model_len=512, threads=1, overlap=False,
     )  # fmt: skip
     assert set(chosen.reasons) == {"groups", "kv_format", "deterministic"}
 

@@ -51,7 +51,7 @@ def default_rungs(device: str, *, has_weights: bool = True) -> list[Rung]:
     chosen = [
         one
         for one in TECHNIQUES
-        if one.is_rung and one.device in (None, device) and (has_weights or not one.needs_weights)
+        if one.is_rung_on(device) and (has_weights or not one.needs_weights)
     ]
     naive: dict[str, str] = {"device": device}
     for one in chosen:

@@ -42,9 +42,11 @@ from nonet.kernels.ops import (
     LowRankFactors,
     QKVLayout,
     Recording,
+    SamplingKernels,
     StepShape,
     WeightMatrix,
 )
+from nonet.kernels.sampled_ids import take_sampled
 
 __all__ = ["NativeOps"]
 
@@ -63,6 +65,7 @@ class NativeOps:
     """
 
     name = "native"
+    sampling: SamplingKernels | None = None
 
     def __init__(
         self, dtype: torch.dtype, threads: int, *, int8_activations: bool | None = None
@@ -143,6 +146,9 @@ class NativeOps:
 
     def logits(self, x: torch.Tensor, weight: NativeWeight, softcap: float | None) -> torch.Tensor:
         return self._multiply("logits", x, weight, softcap)
+
+    def take_sampled(self, token_ids: torch.Tensor, sampled: torch.Tensor) -> None:
+        take_sampled(token_ids, sampled)
 
     def embed(self, token_ids: torch.Tensor, table: NativeWeight, scale: float) -> torch.Tensor:
         out = self._empty(token_ids, table.num_inputs)

@@ -24,9 +24,11 @@ from nonet.kernels.ops import (
     LowRankFactors,
     QKVLayout,
     Recording,
+    SamplingKernels,
     StepShape,
     WeightMatrix,
 )
+from nonet.kernels.sampled_ids import take_sampled
 
 __all__ = ["DenseLinear", "ReferenceOps"]
 
@@ -49,6 +51,7 @@ class ReferenceOps:
     """
 
     name = "reference"
+    sampling: SamplingKernels | None = None
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
@@ -94,6 +97,9 @@ class ReferenceOps:
     def logits(self, x: torch.Tensor, weight: DenseLinear, softcap: float | None) -> torch.Tensor:
         logits = self.linear(x, weight).float()
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def take_sampled(self, token_ids: torch.Tensor, sampled: torch.Tensor) -> None:
+        take_sampled(token_ids, sampled)
 
     def embed(self, token_ids: torch.Tensor, table: DenseLinear, scale: float) -> torch.Tensor:
         rows = table.weight[token_ids.long()]

@@ -19,6 +19,7 @@ from nonet.kernels.ops import (
     LowRankFactors,
     QKVLayout,
     Recording,
+    SamplingKernels,
     StepShape,
     WeightMatrix,
 )
@@ -43,6 +44,8 @@ from nonet.kernels.triton.quantize_rows import Rounded, quantize_blocks, quantiz
 from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
 from nonet.kernels.triton.rope_store import rope_store
 from nonet.kernels.triton.rows import take_rows
+from nonet.kernels.triton.sampled_ids import take_sampled
+from nonet.kernels.triton.sampling import TritonSampling
 
 __all__ = ["TritonLinear", "TritonOps"]
 
@@ -70,6 +73,7 @@ class TritonOps:
         self.linears = Linears(device, self.multiprocessors)
         self.coded_linears = CodedLinears(device, self.multiprocessors)
         self.fixed_linears = FixedLinears(device)
+        self.sampling: SamplingKernels | None = TritonSampling()
         self._has_float8 = False
         self._rounded: tuple[torch.Tensor, Rounded] | None = None
 
@@ -150,6 +154,9 @@ class TritonOps:
         if isinstance(weight, CodedLinear):
             return soft_cap(self.coded_linears(x, weight, torch.float32), softcap)
         return logits(x, weight.weight, weight.bias, softcap)
+
+    def take_sampled(self, token_ids: torch.Tensor, sampled: torch.Tensor) -> None:
+        take_sampled(token_ids, sampled)
 
     def embed(
         self, token_ids: torch.Tensor, table: DenseLinear | CodedLinear, scale: float

@@ -11,6 +11,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.processors.base import ProcessorRow
+from nonet.sampling.upload import upload
 
 __all__ = ["Forced"]
 
@@ -44,6 +45,6 @@ class Forced:
                 lines.append(row.index)
                 ids.append(text[place])
         if lines:
-            at = torch.tensor(lines, device=logits.device)
+            at = upload(lines, logits.device)
             logits.index_fill_(0, at, float("-inf"))
-            logits[at, torch.tensor(ids, device=logits.device)] = 0.0
+            logits[at, upload(ids, logits.device)] = 0.0

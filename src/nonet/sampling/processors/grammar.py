@@ -24,6 +24,7 @@ from nonet.core.errors import InvalidRequestError
 from nonet.core.step import NewSequence
 from nonet.grammar.base import GrammarCompiler, Masks, Matcher, num_words
 from nonet.sampling.processors.base import ProcessorRow
+from nonet.sampling.upload import upload
 
 __all__ = ["GrammarMask"]
 
@@ -173,7 +174,7 @@ def _forbid(logits: torch.Tensor, lines: list[int], masks: Masks) -> None:
     if lines == list(range(first, first + len(lines))):
         logits[first : first + len(lines)].masked_fill_(forbidden, float("-inf"))
         return
-    at = torch.tensor(lines, device=logits.device)
+    at = upload(lines, logits.device)
     logits.index_copy_(0, at, logits[at].masked_fill_(forbidden, float("-inf")))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.processors.base import ProcessorRow
+from nonet.sampling.upload import upload
 
 __all__ = ["LogitBias"]
 
@@ -40,6 +41,6 @@ class LogitBias:
             lines += [row.index] * len(row_ids)
             ids += row_ids
             values += row_values
-        at = (torch.tensor(lines, device=logits.device), torch.tensor(ids, device=logits.device))
-        added = torch.tensor(values, dtype=logits.dtype, device=logits.device)
+        at = (upload(lines, logits.device), upload(ids, logits.device))
+        added = upload(values, logits.device, logits.dtype)
         logits.index_put_(at, logits[at] + added)

@@ -8,6 +8,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.ranking import Ranking
+from nonet.sampling.upload import upload
 
 __all__ = ["MinP"]
 
@@ -28,7 +29,7 @@ class MinP:
         self._shares.pop(slot, None)
 
     def keep(self, ranking: Ranking, kept: torch.Tensor, slots: Sequence[int]) -> torch.Tensor:
-        shares = torch.tensor([self._shares.get(slot, 0.0) for slot in slots], device=kept.device)
+        shares = upload([self._shares.get(slot, 0.0) for slot in slots], kept.device)
         least = shares * ranking.probabilities[:, 0]
         count = (ranking.probabilities >= least[:, None]).sum(-1).clamp_(min=1)
         return torch.where(shares > 0.0, torch.minimum(kept, count), kept)

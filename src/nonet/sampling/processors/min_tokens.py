@@ -12,6 +12,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.processors.base import ProcessorRow
+from nonet.sampling.upload import upload
 
 __all__ = ["MinTokens"]
 
@@ -53,7 +54,7 @@ class MinTokens:
                 ids += ending
         if lines:
             at = (
-                torch.tensor(lines, device=logits.device),
-                torch.tensor(ids, device=logits.device),
+                upload(lines, logits.device),
+                upload(ids, logits.device),
             )
-            logits.index_put_(at, logits.new_tensor(float("-inf")))
+            logits.index_put_(at, logits.new_full((), float("-inf")))

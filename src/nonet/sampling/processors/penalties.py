@@ -19,6 +19,7 @@ import torch
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import NewSequence
 from nonet.sampling.processors.base import ProcessorRow
+from nonet.sampling.upload import upload
 
 __all__ = ["Penalties"]
 
@@ -53,15 +54,15 @@ class Penalties:
         device = logits.device
         lines = np.repeat([row.index for row in rows], lengths)
         at = (
-            torch.from_numpy(lines).to(device),
-            torch.from_numpy(np.concatenate([part.ids for part in parts])).to(device),
+            upload(lines, device),
+            upload(np.concatenate([part.ids for part in parts]), device),
         )
         factors = np.repeat([part.seen.params.repetition_penalty for part in parts], lengths)
         amounts = np.concatenate([part.amounts for part in parts])
-        factor = torch.from_numpy(factors.astype(np.float32)).to(device)
+        factor = upload(factors.astype(np.float32), device)
         values = logits[at]
         values = torch.where(values > 0, values / factor, values * factor)
-        values -= torch.from_numpy(amounts.astype(np.float32)).to(device)
+        values -= upload(amounts.astype(np.float32), device)
         logits.index_put_(at, values)
 
 

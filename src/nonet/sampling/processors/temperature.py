@@ -11,6 +11,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.processors.base import ProcessorRow
+from nonet.sampling.upload import upload
 
 __all__ = ["Temperature"]
 
@@ -41,4 +42,4 @@ class Temperature:
         divisors = [1.0] * logits.shape[0]  # dividing by 1 changes no bit
         for row in rows:
             divisors[row.index] = self._temperatures[row.slot]
-        logits.div_(torch.tensor(divisors, dtype=logits.dtype, device=logits.device)[:, None])
+        logits.div_(upload(divisors, logits.device, logits.dtype)[:, None])

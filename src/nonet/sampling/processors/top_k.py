@@ -8,6 +8,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.ranking import Ranking
+from nonet.sampling.upload import upload
 
 __all__ = ["TopK"]
 
@@ -30,4 +31,4 @@ class TopK:
 
     def keep(self, ranking: Ranking, kept: torch.Tensor, slots: Sequence[int]) -> torch.Tensor:
         limits = [self._limits.get(slot, self._vocab_size) for slot in slots]
-        return torch.minimum(kept, torch.tensor(limits, device=kept.device))
+        return torch.minimum(kept, upload(limits, kept.device))

@@ -11,6 +11,7 @@ import torch
 
 from nonet.core.step import NewSequence
 from nonet.sampling.ranking import Ranking
+from nonet.sampling.upload import upload
 
 __all__ = ["TopP"]
 
@@ -31,11 +32,7 @@ class TopP:
         self._shares.pop(slot, None)
 
     def keep(self, ranking: Ranking, kept: torch.Tensor, slots: Sequence[int]) -> torch.Tensor:
-        shares = torch.tensor(
-            [self._shares.get(slot, 1.0) for slot in slots],
-            dtype=torch.float64,
-            device=kept.device,
-        )
+        shares = upload([self._shares.get(slot, 1.0) for slot in slots], kept.device, torch.float64)
         needed = shares * ranking.mass(kept)
         # Token j stays while the mass before it is short of p: the first always, j + 1 if cumulative[j] < needed.
         count = 1 + (ranking.cumulative[:, :-1] < needed[:, None]).sum(-1)
