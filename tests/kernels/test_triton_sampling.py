@@ -11,7 +11,8 @@ from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import NewSequence
 from nonet.kernels import sampled_ids
 from nonet.sampling.rowwise import argmax
-from nonet.sampling.sampler import Sampler, SampleRow
+from nonet.sampling.sampler import Sampler
+from nonet.sampling.samples import SampleRow
 from tests.kernels.gpu_cases import DEVICE, INTERPRETER_WARNINGS
 
 pytest.importorskip("triton", reason="triton is not installed")

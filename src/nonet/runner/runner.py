@@ -30,7 +30,8 @@ from nonet.runner.sequences import LiveSequence, SequenceTable
 from nonet.runner.tap import LogitsTap
 from nonet.sampling.acceptance.rejection import Drafted
 from nonet.sampling.logprobs import prompt_logprobs
-from nonet.sampling.sampler import DeviceSamples, Sampled, Sampler, SampleRow
+from nonet.sampling.sampler import Sampler
+from nonet.sampling.samples import DeviceSamples, Sampled, SampleRow
 from nonet.speculate.base import NO_DRAFT, Context, Outcome, Proposer
 
 __all__ = ["LaunchedStep", "Runner", "RunnerTimes"]

@@ -18,7 +18,8 @@ from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
 from nonet.runner.rehearsal import time_step
 from nonet.runner.sequences import SequenceTable
-from nonet.sampling.sampler import Sampler, SampleRow
+from nonet.sampling.sampler import Sampler
+from nonet.sampling.samples import SampleRow
 from nonet.speculate.base import Guess, SecondRow
 
 __all__ = ["SideModel"]

@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import torch
 
-from nonet.core.outputs import TokenLogprob
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import NewSequence
 from nonet.kernels.ops import SamplingKernels
 from nonet.sampling.acceptance.rejection import NOTHING_DRAFTED, Drafted, accept
-from nonet.sampling.logprobs import LogprobTensors, measure
+from nonet.sampling.logprobs import measure
 from nonet.sampling.processors import (
     PROCESSOR_ORDER,
     PROCESSORS,
@@ -32,65 +30,10 @@ from nonet.sampling.processors.base import LogitsProcessor, ProcessorRow, Trunca
 from nonet.sampling.random import Purpose, uniforms
 from nonet.sampling.ranking import Ranking, depths, rank
 from nonet.sampling.rowwise import argmax, draw
+from nonet.sampling.samples import DeviceSamples, Sampled, SampleRow
 from nonet.sampling.upload import upload
 
-__all__ = ["DeviceSamples", "SampleRow", "Sampled", "Sampler"]
-
-
-class SampleRow(msgspec.Struct, frozen=True, gc=False):
-    """One row of logits: the token at logical `position` of the sequence in `slot` is to be chosen.
-
-    `draft_prefix` holds the drafted tokens between the known ones and this position; penalties count them here.
-    """
-
-    slot: int
-    position: int
-    draft_prefix: tuple[int, ...] = ()
-
-
-class Sampled(msgspec.Struct, frozen=True, gc=False):
-    """A row's token, or, with `error` set, why it has none (then `token_id` is -1)."""
-
-    token_id: int
-    logprob: TokenLogprob | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSamples:
-    """What a step chose: ids [R] (int64, -1 for rows without finite logits), and all of it on its way to the host.
-
-    `logprob_rows` are the rows that asked for log probabilities, in the order of `logprobs`. `faults` say why rows have
-    no token, where that is known. What is on the host may be read once `landed` has come, None where nothing travels.
-    """
-
-    ids: torch.Tensor
-    host_ids: torch.Tensor
-    logprob_rows: list[int]
-    host_logprobs: LogprobTensors | None
-    faults: dict[int, str]
-    landed: torch.cuda.Event | None
-
-    @classmethod
-    def send(
-        cls,
-        ids: torch.Tensor,
-        logprob_rows: list[int],
-        logprobs: LogprobTensors | None,
-        faults: dict[int, str],
-    ) -> DeviceSamples:
-        """Begin the copies: a step that is launched next does not delay them."""
-        host_ids = ids.to("cpu", non_blocking=True)
-        host_logprobs = None if logprobs is None else logprobs.to_host()
-        landed = None
-        if ids.device.type != "cpu":
-            landed = torch.cuda.Event()
-            landed.record()
-        return cls(ids, host_ids, logprob_rows, host_logprobs, faults, landed)
-
-    def wait(self) -> None:
-        if self.landed is not None:
-            self.landed.synchronize()
+__all__ = ["Sampler"]
 
 
 class Sampler:

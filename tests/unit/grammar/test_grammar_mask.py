@@ -13,7 +13,7 @@ from nonet.core.grammar import Grammar
 from nonet.grammar.base import Masks, Matcher
 from nonet.grammar.llguidance import LLGuidance, _Matcher
 from nonet.sampling.processors import grammar as processor
-from nonet.sampling.sampler import Sampled, SampleRow
+from nonet.sampling.samples import Sampled, SampleRow
 
 SCHEMA = Grammar(
     "json_schema",

@@ -7,7 +7,8 @@ import torch
 
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import NewSequence
-from nonet.sampling.sampler import Sampler, SampleRow
+from nonet.sampling.sampler import Sampler
+from nonet.sampling.samples import SampleRow
 
 CPU = torch.device("cpu")
 

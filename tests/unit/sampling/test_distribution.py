@@ -17,7 +17,7 @@ from nonet.sampling.processors.penalties import Penalties
 from nonet.sampling.processors.top_p import TopP
 from nonet.sampling.random import Purpose, uniforms
 from nonet.sampling.ranking import Ranking
-from nonet.sampling.sampler import SampleRow
+from nonet.sampling.samples import SampleRow
 
 COUNT = 60_000
 VOCAB = 80

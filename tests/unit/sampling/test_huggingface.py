@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from nonet.core.sampling_params import SamplingParams
-from nonet.sampling.sampler import SampleRow
+from nonet.sampling.samples import SampleRow
 
 TOKENS = (1, 5, 5, 40, 999, 17)
 

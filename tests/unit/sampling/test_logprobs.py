@@ -10,7 +10,7 @@ from nonet.core.outputs import TokenLogprob
 from nonet.core.sampling_params import SamplingParams
 from nonet.sampling import logprobs as logprobs_module
 from nonet.sampling.logprobs import prompt_logprobs
-from nonet.sampling.sampler import SampleRow
+from nonet.sampling.samples import SampleRow
 
 
 def plain(logits: torch.Tensor, token_id: int, num_top: int) -> TokenLogprob:

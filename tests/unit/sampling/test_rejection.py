@@ -16,7 +16,7 @@ from nonet.sampling import sampler as sampler_module
 from nonet.sampling.acceptance.rejection import Drafted, accept
 from nonet.sampling.random import Purpose, uniforms
 from nonet.sampling.rowwise import draw
-from nonet.sampling.sampler import SampleRow
+from nonet.sampling.samples import SampleRow
 
 COUNT = 50_000
 FEW = 8_000  # enough to tell a wrong rule

@@ -10,7 +10,8 @@ from sampling_cases import CPU, label, sampler_for, sequence
 
 from nonet.core.sampling_params import SamplingParams
 from nonet.sampling import sampler as sampler_module
-from nonet.sampling.sampler import Sampler, SampleRow
+from nonet.sampling.sampler import Sampler
+from nonet.sampling.samples import SampleRow
 
 VOCAB = 3000
 GREEDY = SamplingParams(temperature=0.0)

@@ -8,7 +8,7 @@ from sampling_cases import CPU, label, sampler_for
 
 from nonet.core.sampling_params import SamplingParams
 from nonet.sampling.ranking import depths, rank
-from nonet.sampling.sampler import SampleRow
+from nonet.sampling.samples import SampleRow
 
 
 def kept_ids(params: SamplingParams, logits: torch.Tensor) -> list[int]:

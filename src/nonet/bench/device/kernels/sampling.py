@@ -9,7 +9,8 @@ import torch
 from nonet.bench.device.kernels.problem import Bench, Calls, Problem
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import NewSequence
-from nonet.sampling.sampler import Sampler, SampleRow
+from nonet.sampling.sampler import Sampler
+from nonet.sampling.samples import SampleRow
 
 __all__ = ["sampling"]
 
