@@ -165,22 +165,6 @@ def test_catalogue_entries_load(place: str) -> None:
         assert inspect.isclass(table.load(name))
 
 
-# Techniques that the core must not name, and the core: a name found there means that a seam is wrong.
-NAMELESS = ["nonet.speculate:PROPOSERS"]
-CORE = ["core", "scheduler", "kv", "runner", "engine/engine.py", "sampling/sampler.py"]
-
-
-@pytest.mark.parametrize("place", NAMELESS)
-def test_the_core_names_no_technique(place: str) -> None:
-    module, _, attribute = place.partition(":")
-    names = getattr(importlib.import_module(module), attribute).names()
-    for path in SOURCES:
-        inside = path.relative_to(ROOT / "src" / "nonet").as_posix()
-        if any(inside == part or inside.startswith(f"{part}/") for part in CORE):
-            for name in names:
-                assert not re.search(rf"\b{name}\b", path.read_text()), f"{inside} names {name}"
-
-
 def test_every_error_is_in_the_drawn_tree() -> None:
     drawn = errors.__doc__ or ""
     classes = [value for value in vars(errors).values() if inspect.isclass(value)]

@@ -18,9 +18,8 @@ from nonet.core.request import Request
 from nonet.engine.adapters import AdapterParts
 from nonet.engine.engine import Engine, EngineParts
 from nonet.engine.preparations import Preparations, Task
-from nonet.grammar import GRAMMARS
 from nonet.grammar.base import GrammarCompiler
-from nonet.grammar.deferred import DeferredCompiler
+from nonet.grammar.deferred import default_compiler
 from nonet.kernels import FIXED_ORDER_KERNELS, KERNELS
 from nonet.kernels.ops import Ops, Recording
 from nonet.kv.cache import KVCache
@@ -168,17 +167,12 @@ def load_model(
 
 def make_compiler(resolved: Resolved, spec: ModelSpec) -> GrammarCompiler:
     """The compiler of grammars for the model's vocabulary; reads and imports nothing before the first grammar."""
-
-    def make() -> GrammarCompiler:
-        compiler: GrammarCompiler = GRAMMARS.load("llguidance")(
-            lambda: load_tokenizer(Path(resolved.model_path)),
-            spec.vocab_size,
-            spec.eos_ids,
-            resolved.threads,
-        )
-        return compiler
-
-    return DeferredCompiler(make)
+    return default_compiler(
+        lambda: load_tokenizer(Path(resolved.model_path)),
+        spec.vocab_size,
+        spec.eos_ids,
+        resolved.threads,
+    )
 
 
 def _compiling(compiler: GrammarCompiler, request: Request) -> Task | None:

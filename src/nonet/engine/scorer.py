@@ -13,6 +13,7 @@ from nonet.core.step import BlockTableUpdate, NewSequence, Row
 from nonet.engine.assemble import load_model, make_ops
 from nonet.kv.format import KV_FORMATS
 from nonet.kv.storage import KVStorage
+from nonet.quant.formats import UNQUANTIZED
 from nonet.runner.batch import StepBuffers
 from nonet.runner.sequences import SequenceTable
 from nonet.weights.open import open_weights
@@ -35,7 +36,7 @@ class Scorer:
         *,
         kernels: str = "reference",
         dtype: str = "float32",
-        weight_format: str = "dense",
+        weight_format: str = UNQUANTIZED,
         kv_format: str | None = None,
         threads: int = 2,
         max_tokens: int = 512,

@@ -9,7 +9,7 @@ from nonet.config.schema import Config
 from nonet.config.speculation import Companion, Speculation
 from nonet.core.catalogue import parse_spec
 from nonet.core.errors import ConfigError
-from nonet.quant.formats import WEIGHT_FORMATS
+from nonet.quant.formats import UNQUANTIZED, WEIGHT_FORMATS
 from nonet.speculate import build_proposer
 from nonet.text.tokenizer import load_tokenizer
 from nonet.weights.packaged import resolve_model
@@ -33,7 +33,7 @@ def read_speculation(config: Config, model_path: Path) -> Speculation | None:
     second = None
     if needs.model is not None:
         path = resolve_model(needs.model)
-        weight_format = "dense" if needs.weight_format == "auto" else needs.weight_format
+        weight_format = UNQUANTIZED if needs.weight_format == "auto" else needs.weight_format
         second = Companion(
             name=needs.model,
             model_path=str(path),

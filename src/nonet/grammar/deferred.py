@@ -7,9 +7,31 @@ from collections.abc import Callable, Sequence
 
 from nonet.core.errors import InvalidRequestError
 from nonet.core.grammar import Grammar
+from nonet.grammar import GRAMMARS
 from nonet.grammar.base import GrammarCompiler, Masks, Matcher
+from nonet.text.tokenizer import Tokenizer
 
-__all__ = ["DeferredCompiler"]
+__all__ = ["DeferredCompiler", "default_compiler"]
+
+
+COMPILER = "llguidance"
+
+
+def default_compiler(
+    load_tokenizer: Callable[[], Tokenizer],
+    vocab_size: int,
+    eos_ids: Sequence[int],
+    threads: int = 1,
+) -> GrammarCompiler:
+    """The compiler for a vocabulary; the tokenizer is read, and the library imported, for the first grammar."""
+
+    def make() -> GrammarCompiler:
+        compiler: GrammarCompiler = GRAMMARS.load(COMPILER)(
+            load_tokenizer, vocab_size, eos_ids, threads
+        )
+        return compiler
+
+    return DeferredCompiler(make)
 
 
 class DeferredCompiler:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -23,7 +23,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from nonet.core.errors import InvalidRequestError
 from nonet.core.grammar import Grammar
 from nonet.grammar.base import Masks, Matcher
-from nonet.grammar.json_schema import embedded
+from nonet.grammar.json_schema import alternatives
 from nonet.grammar.vocabulary import TokenBytes
 from nonet.text.tokenizer import Tokenizer
 
@@ -100,13 +100,21 @@ class LLGuidance:
         return made
 
     def _make(self, grammar: Grammar) -> LLMatcher:
-        matcher = LLMatcher(self._tokens, source_of(grammar), log_level=0, limits=self._limits)
-        error = matcher.get_error()
-        if not error and not any(matcher.compute_bitmask()):
-            error = matcher.get_error() or "no output can satisfy it"
-        if error:
-            raise InvalidRequestError(f"the grammar cannot be used: {_sentence(error)}")
-        return matcher
+        """The first way to state the grammar that the library takes, or else what it said of the first."""
+        refusal = ""
+        try:
+            for source in sources_of(grammar):
+                matcher = LLMatcher(self._tokens, source, log_level=0, limits=self._limits)
+                error = matcher.get_error()
+                if not error and not any(matcher.compute_bitmask()):
+                    error = matcher.get_error() or "no output can satisfy it"
+                if not error:
+                    return matcher
+                refusal = refusal or f"the grammar cannot be used: {_sentence(error)}"
+        except InvalidRequestError:
+            if not refusal:
+                raise
+        raise InvalidRequestError(refusal)
 
     @property
     def _tokens(self) -> LLTokenizer:
@@ -154,24 +162,24 @@ class _Matcher:
             self.inner.rollback(num_tokens)
 
 
-def source_of(grammar: Grammar) -> str:
-    """The grammar in llguidance's own notation."""
+def sources_of(grammar: Grammar) -> Iterator[str]:
+    """The grammar in llguidance's own notation; a schema in several ways, for when it does not take the first."""
     match grammar.kind:
         case "json_schema":
-            return _json(grammar.text)
+            yield from map(_json, alternatives(grammar.text))
         case "json_object":
-            return _json('{"type": "object"}')
+            yield from map(_json, alternatives('{"type": "object"}'))
         case "regex":
-            return LLMatcher.grammar_from_regex(grammar.text)
+            yield LLMatcher.grammar_from_regex(grammar.text)
         case "choice":
-            return _choice(grammar.text)
+            yield _choice(grammar.text)
         case "lark":
-            return _lark(grammar.text)
+            yield _lark(grammar.text)
 
 
 def _json(schema: str) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(embedded(schema))
+        return LLMatcher.grammar_from_json_schema(schema)
     except ValueError as error:  # JSON that Python reads and the library does not
         raise InvalidRequestError(f"the schema cannot be read: {_sentence(str(error))}") from None
 

@@ -21,9 +21,7 @@ from nonet.kernels.ops import SamplingKernels
 from nonet.sampling.acceptance.rejection import NOTHING_DRAFTED, Drafted, accept
 from nonet.sampling.logprobs import measure
 from nonet.sampling.processors import (
-    PROCESSOR_ORDER,
     PROCESSORS,
-    TRUNCATION_ORDER,
     TRUNCATIONS,
 )
 from nonet.sampling.processors.base import LogitsProcessor, ProcessorRow, Truncation
@@ -66,11 +64,11 @@ class Sampler:
         self._depths = depths(vocab_size, device)
         self._slots: list[_Slot | None] = [None] * max_slots
         self._processors: list[LogitsProcessor] = [
-            *(PROCESSORS.load(name)(vocab_size) for name in PROCESSOR_ORDER),
+            *(PROCESSORS.load(name)(vocab_size) for name in PROCESSORS.order()),
             *more,
         ]
         self._truncations: list[Truncation] = [
-            TRUNCATIONS.load(name)(vocab_size) for name in TRUNCATION_ORDER
+            TRUNCATIONS.load(name)(vocab_size) for name in TRUNCATIONS.order()
         ]
         # A large result fresh from the allocator is paged in by the kernel at every step; this one is not.
         self._scratch = torch.empty(0, vocab_size, device=device)

@@ -21,8 +21,8 @@ from nonet.core.outputs import FinishReason, SequenceDelta, TokenLogprob
 from nonet.core.request import Request
 from nonet.core.step import Row, RowResult, StepPlan, StepResult
 from nonet.kv.cache import KVCache
+from nonet.scheduler.batching import BATCHINGS, USUAL
 from nonet.scheduler.batching.base import Batching
-from nonet.scheduler.batching.continuous import ContinuousBatching
 from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.load import Load, StepCost
 from nonet.scheduler.planner import Planner
@@ -88,7 +88,9 @@ class Scheduler:
         limits.check_compaction(kv.compaction)
         self._resources = resources if resources is not None else Nothing()
         self._roster = Roster(kv, self._resources)
-        self._planner = Planner(limits, kv, policy, batching or ContinuousBatching(), self._roster)
+        self._planner = Planner(
+            limits, kv, policy, batching or BATCHINGS.build(USUAL), self._roster
+        )
         self._policy = policy
         self._load = Load(
             self._roster.waiting, self._roster.running, StepCost(limits.max_tokens_per_step)

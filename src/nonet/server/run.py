@@ -34,9 +34,7 @@ from nonet.gateway.generate import EngineAnswers
 from nonet.gateway.limits import check_limits
 from nonet.gateway.pipeline import Next, Pipeline
 from nonet.gateway.site import Site
-from nonet.grammar import GRAMMARS
-from nonet.grammar.base import GrammarCompiler
-from nonet.grammar.deferred import DeferredCompiler
+from nonet.grammar.deferred import default_compiler
 from nonet.server.admin import bind_admin, create_admin_app
 from nonet.server.app import create_app
 from nonet.server.auth import HostList, KeyRing, refuse_open_bind
@@ -234,14 +232,7 @@ class Serving:
 
     def _grammar_gate(self, tokenizer: Tokenizer) -> GrammarGate:
         spec = self._spec
-
-        def make() -> GrammarCompiler:
-            compiler: GrammarCompiler = GRAMMARS.load("llguidance")(
-                lambda: tokenizer, spec.vocab_size, spec.eos_ids
-            )
-            return compiler
-
-        return GrammarGate(DeferredCompiler(make))
+        return GrammarGate(default_compiler(lambda: tokenizer, spec.vocab_size, spec.eos_ids))
 
     def _table(self, state: ServerState) -> str:
         curl = curl_line(

@@ -36,7 +36,8 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> DeferredCompiler:
 def test_server_and_engine_start_without_the_library() -> None:
     code = (
         "import sys; sys.modules['llguidance'] = None; "
-        "import nonet.server.run, nonet.engine.assemble as a; a.make_compiler(None, None)"
+        "import nonet.server.run, nonet.engine.assemble; "
+        "from nonet.grammar.deferred import default_compiler; default_compiler(None, 8, (1,))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

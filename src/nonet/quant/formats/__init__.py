@@ -2,7 +2,9 @@
 
 from nonet.core.catalogue import Catalogue
 
-__all__ = ["WEIGHT_FORMATS"]
+__all__ = ["UNQUANTIZED", "WEIGHT_FORMATS"]
+
+UNQUANTIZED = "dense"  # where nothing else is asked for
 
 WEIGHT_FORMATS = Catalogue(
     "weight format",

@@ -2,7 +2,9 @@
 
 from nonet.core.catalogue import Catalogue
 
-__all__ = ["BATCHINGS"]
+__all__ = ["BATCHINGS", "USUAL"]
+
+USUAL = "continuous"  # where nothing else is asked for
 
 BATCHINGS = Catalogue(
     "batching",
