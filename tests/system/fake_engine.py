@@ -1,13 +1,14 @@
 """A scripted engine without torch: deterministic tokens, a delay per step, and failures on demand.
 
 Token `i` of choice `c` is a printable byte from a hash of (prompt, seed, c, i), so equal requests get equal answers
-whatever runs beside them. Magic prompts make it fail: see `FakeConfig`. Every sequence holds one block until it ends,
-and `check_integrity` compares the ledger of blocks with the live sequences.
+whatever runs beside them. Magic prompts make it fail, or say a given text: see `FakeConfig`. Every
+sequence holds one block until it ends, and `check_integrity` compares the ledger of blocks with the live sequences.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import struct
 import time
@@ -50,6 +51,7 @@ class FakeConfig(msgspec.Struct, frozen=True, kw_only=True):
     spin_word: str = "SPIN-NOW"  # one step that computes for spin_s
     spin_s: float = 3.0
     leak_word: str = "LEAK-NOW"  # loses a block
+    say_word: str = "SAY-THIS:"  # what follows the last of it, up to a control token, is the answer
 
 
 def build(config: bytes) -> FakeEngine:
@@ -193,7 +195,12 @@ class FakeEngine:
             seq.is_started = True
             self._prompt_tokens += len(seq.request.prompt_ids)
             self._step_tokens += len(seq.request.prompt_ids)
-        token_id = next_token(seq.request, seq.index, len(seq.output_ids))
+        said = self._said(seq.request)
+        token_id = (
+            next_token(seq.request, seq.index, len(seq.output_ids))
+            if said is None
+            else [*said, EOS_ID][len(seq.output_ids)]
+        )
         every = self._config.eos_every
         if every and not params.ignore_eos and len(seq.output_ids) + 1 >= every:
             token_id = seq.request.eos_ids[0] if seq.request.eos_ids else EOS_ID
@@ -215,6 +222,14 @@ class FakeEngine:
             num_leased=num_leased(seq.request) if is_first else [],
             pooled=pooled(seq.request) if is_first and seq.request.pools else None,
         )
+
+    def _said(self, request: Request) -> list[int] | None:
+        """The answer that the prompt dictates."""
+        text = "".join(map(chr, request.prompt_ids))
+        _, word, rest = text.rpartition(self._config.say_word)
+        if not word:
+            return None
+        return [ord(char) for char in itertools.takewhile(lambda char: ord(char) < 256, rest)]
 
     def _finish_reason(self, seq: _Sequence, token_id: int) -> FinishReason | None:
         params = seq.request.params

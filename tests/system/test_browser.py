@@ -1,4 +1,4 @@
-"""The browser that other tests look at pages with: it runs scripts, types, clicks, and tells what a page complains of."""
+"""The browser that other tests use: it runs scripts, types, clicks, and tells what a page complains of."""
 
 from __future__ import annotations
 

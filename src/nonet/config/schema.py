@@ -194,6 +194,12 @@ class ServerConfig:
         str,
         Doc("how the model writes tool calls: auto, as its chat template shows, or a format"),
     ] = "auto"
+    reasoning_parser: Annotated[
+        str,
+        Doc(
+            "how the model marks its thoughts: auto, as its chat template shows, none, or think, bracketed, seed"
+        ),
+    ] = "auto"
     embedder: Annotated[
         str | None, Doc("text encoder offered beside the model: a packaged name or a directory")
     ] = None

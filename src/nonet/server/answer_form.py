@@ -1,7 +1,7 @@
 """What form an answer takes, for every dialect: tools that it may call, a shape to keep to, how its text is read.
 
 Use: `form = await answer_form(state, use, shape)`, render `form.messages(...)` with `form.template_tools`, sample with
-`form.shaped(params)`, and hand `form.finder(...)` to the `Generation`.
+`form.shaped(params)`, and hand `form.reader(...)` to the `Generation`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from nonet.core.errors import InvalidRequestError
 from nonet.core.grammar import Grammar
 from nonet.core.sampling_params import SamplingParams
 from nonet.server.calls import CallFinder
+from nonet.server.reader import AnswerReader
 from nonet.server.shapes import AskedShape
 from nonet.server.state import ServerState
+from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport, ToolUse
 
 __all__ = ["AnswerForm", "answer_form"]
@@ -29,6 +31,7 @@ class AnswerForm:
     """The decisions about one call's answer."""
 
     support: ToolSupport
+    thoughts: ThoughtSupport
     use: ToolUse | None
     grammar: Grammar | None
 
@@ -44,6 +47,7 @@ class AnswerForm:
     def shaped(self, params: SamplingParams, vocab_size: int) -> SamplingParams:
         """The sampling that keeps to the form."""
         shows = self.use is not None and self.support.shows_control_tokens
+        shows = shows or (self._may_think and self.thoughts.shows_control_tokens)
         if self.grammar is None and not shows:
             return params
         params = msgspec.structs.replace(
@@ -54,12 +58,19 @@ class AnswerForm:
         params.verify(vocab_size)
         return params
 
-    def finder(self, name: str, num_choices: int) -> CallFinder | None:
-        """Finds the calls in the answer called `name`; None when there can be none."""
-        if self.use is None:
-            return None
-        support = self.support
-        return CallFinder([support.parser() for _ in range(num_choices)], name, support.call_id)
+    def reader(self, name: str, num_choices: int, prompt: str) -> AnswerReader | None:
+        """Finds thoughts and calls in the answer called `name` to a rendered prompt; None when there can be neither."""
+        thoughts = self.thoughts.finder(prompt, num_choices) if self._may_think else None
+        calls: CallFinder | None = None
+        if self.use is not None:
+            parsers = [self.support.parser() for _ in range(num_choices)]
+            calls = CallFinder(parsers, name, self.support.call_id)
+        return None if thoughts is None and calls is None else AnswerReader(thoughts, calls)
+
+    @property
+    def _may_think(self) -> bool:
+        """A grammar holds the whole answer to a shape, which leaves no room for thoughts."""
+        return self.grammar is None and self.thoughts.is_known
 
 
 async def answer_form(
@@ -75,7 +86,7 @@ async def answer_form(
     elif shape is not None:
         asked = shape.grammar
         grammar = await state.grammars.made(lambda: asked, shape.param)
-    return AnswerForm(support, use, grammar)
+    return AnswerForm(support, state.thoughts, use, grammar)
 
 
 def _answer_schema(shape: AskedShape | None) -> str | None:

@@ -17,7 +17,7 @@ from nonet.core.outputs import FinishReason
 from nonet.core.request import Request
 from nonet.gateway.answer import Ask, ChoiceText, Conversation, Usage
 from nonet.server.call import Call
-from nonet.server.calls import CallFinder
+from nonet.server.reader import AnswerReader
 
 __all__ = ["ChoiceText", "Generation", "Usage"]
 
@@ -32,11 +32,11 @@ class Generation:
         received_s: float,
         echoed: Sequence[int] | None = None,
         conversation: Conversation | None = None,
-        finder: CallFinder | None = None,
+        reader: AnswerReader | None = None,
         encoder: str = "",
     ) -> None:
-        """`echoed` is, per request, how many characters of prompt the answer will repeat before its own. `finder`
-        takes tool calls out of the text."""
+        """`echoed` is, per request, how many characters of prompt the answer will repeat before its own. `reader`
+        takes thoughts and tool calls out of the text."""
         self._call = call
         self._metrics = call.state.metrics
         given = call.caller.service_class
@@ -52,17 +52,24 @@ class Generation:
             encoder=encoder,
         )
         self._received_s = received_s
-        self._finder = finder
+        self._reader = reader
         self._is_open = [True] * self._ask.num_choices
         self._is_streamed = True
         self._sent_s = 0.0
         self._first_s = 0.0
         self._last_s = 0.0
-        self.usage = Usage(prompt_tokens=self._ask.num_prompt_tokens)
+        self._usage = Usage(prompt_tokens=self._ask.num_prompt_tokens)
 
     @property
     def num_choices(self) -> int:
         return self._ask.num_choices
+
+    @property
+    def usage(self) -> Usage:
+        """Counts so far."""
+        if self._reader is None:
+            return self._usage
+        return dataclasses.replace(self._usage, thought_tokens=self._reader.num_thought_tokens)
 
     async def pieces(
         self, idle_s: float | None = None, *, each_step: bool = True
@@ -77,14 +84,14 @@ class Generation:
         ask = dataclasses.replace(self._ask, is_streamed=each_step, idle_s=idle_s)
         try:
             reply = await self._call.state.pipeline.answer(ask)
-            self.usage = reply.usage
+            self._usage = reply.usage
             self._call.replied(ask, reply)
             async with contextlib.aclosing(reply.pieces) as steps:
                 async for pieces in steps:
                     if pieces:
                         self._observe(pieces)
-                    if self._finder is not None:
-                        yield [self._finder.split(piece) for piece in pieces]
+                    if self._reader is not None:
+                        yield [self._reader.split(piece) for piece in pieces]
                     else:
                         yield pieces
             self._observe_end()

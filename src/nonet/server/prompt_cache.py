@@ -29,7 +29,7 @@ class Mark:
     """The conversation as far as the place that the client marked, and how long it wants that kept after each use."""
 
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
+    tools: list[dict[str, Any]] | None  # in OpenAI's form
     ttl_s: float
 
 

@@ -46,6 +46,7 @@ from nonet.server.protocol import BoundedProtocol
 from nonet.server.sse import StreamGuard
 from nonet.server.startup import curl_line, startup_table
 from nonet.server.state import ServedModel, ServerState
+from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport
 from nonet.store.responses import response_store
 from nonet.telemetry.metrics import Metrics
@@ -207,6 +208,7 @@ class Serving:
             tokenizer=tokenizer,
             template=template,
             tools=ToolSupport(tokenizer, template, self._config.tool_format),
+            thoughts=ThoughtSupport(tokenizer, template, self._config.reasoning_parser),
             grammars=self._grammar_gate(tokenizer),
             model=ServedModel(
                 name=resolved.served_name,

@@ -17,6 +17,7 @@ from nonet.server.encoder import ServedEncoder
 from nonet.server.grammar import GrammarGate
 from nonet.server.limits import check_length
 from nonet.server.sse import StreamGuard
+from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport
 from nonet.store.database import Database
 from nonet.store.responses import ResponseStore
@@ -53,6 +54,7 @@ class ServerState:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     tools: ToolSupport
+    thoughts: ThoughtSupport
     grammars: GrammarGate
     model: ServedModel
     keys: KeyRing

@@ -23,7 +23,7 @@ ENGINE = {
 }  # fmt: skip
 SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",
-    "--drain-s", "--keep-alive-s", "--tool-format", "--embedder", "--log-level",
+    "--drain-s", "--keep-alive-s", "--tool-format", "--reasoning-parser", "--embedder", "--log-level",
 }  # fmt: skip
 GATEWAY = {"--gateway", "--data-dir", "--price-table", "--store-sync", "--admin", "--admin-key"}
 SAMPLING = {

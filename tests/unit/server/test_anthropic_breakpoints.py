@@ -10,7 +10,7 @@ from tests.system.tiny_text import CHAT_TEMPLATE
 
 from nonet.core.errors import InvalidRequestError
 from nonet.server.anthropic.breakpoints import marks_of
-from nonet.server.anthropic.conversation import template_messages, template_tools
+from nonet.server.anthropic.conversation import asked_tools, template_messages
 from nonet.server.anthropic.schemas import MessagesRequest
 from nonet.server.prompt_cache import common_length
 from nonet.text.chat_template import ChatTemplate
@@ -39,7 +39,7 @@ def kept(given: MessagesRequest, source: str = CHAT_TEMPLATE) -> list[str]:
     """The beginning of the prompt that each mark keeps."""
     template = ChatTemplate(source)
     whole = template.render(
-        template_messages(given.system, given.messages), tools=template_tools(given)
+        template_messages(given.system, given.messages), tools=asked_tools(given)
     )
     cuts = [
         template.render(mark.messages, tools=mark.tools, add_generation_prompt=False)

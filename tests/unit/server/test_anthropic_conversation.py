@@ -8,7 +8,12 @@ import msgspec
 import pytest
 
 from nonet.core.errors import InvalidRequestError
-from nonet.server.anthropic.conversation import continued_text, template_messages, template_tools
+from nonet.server.anthropic.conversation import (
+    asked_tools,
+    continued_text,
+    template_messages,
+    tool_use,
+)
 from nonet.server.anthropic.schemas import MessagesRequest
 
 USER = {"role": "user", "content": "hi"}
@@ -67,6 +72,7 @@ def test_calls_and_results_of_tools() -> None:
         {
             "role": "assistant",
             "content": "let me see",
+            "reasoning_content": "hm",
             "tool_calls": [
                 {
                     "id": "t1",
@@ -120,15 +126,33 @@ def test_tools() -> None:
         "cache_control": None,
     }
     function = {"name": "f", "description": "d", "parameters": {"type": "object"}}
-    assert template_tools(body(tools=[tool])) == [{"type": "function", "function": function}]
-    assert template_tools(body(tools=[tool], tool_choice={"type": "none"})) is None
-    assert template_tools(body(tools=[])) is None
+    assert asked_tools(body(tools=[tool])) == [{"type": "function", "function": function}]
+    assert tool_use(body(tools=[tool], tool_choice={"type": "none"})) is None
+    assert tool_use(body(tools=[])) is None
     for wrong in (
         {"type": "web_search_20250305", "name": "web_search"},
         {"name": "f"},
         {"input_schema": {}},
     ):
         with pytest.raises(InvalidRequestError):
-            template_tools(body(tools=[wrong]))
+            asked_tools(body(tools=[wrong]))
+
+
+def test_tool_choice() -> None:
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("f", "g")]
+    one_call = {"disable_parallel_tool_use": True}
+    for choice, names, is_required, allows_many in (
+        (None, ["f", "g"], False, True),
+        ({"type": "auto", **one_call}, ["f", "g"], False, False),
+        ({"type": "any"}, ["f", "g"], True, True),
+        ({"type": "tool", "name": "g", **one_call}, ["g"], True, False),
+    ):
+        use = tool_use(body(tools=tools, tool_choice=choice))
+        assert use is not None
+        assert [tool.name for tool in use.tools] == names
+        assert (use.is_required, use.allows_many) == (is_required, allows_many)
+    for wrong in ({"type": "some"}, {"type": "tool"}, {"type": "tool", "name": "h"}):
+        with pytest.raises(InvalidRequestError):
+            tool_use(body(tools=tools, tool_choice=wrong))
     with pytest.raises(InvalidRequestError):
-        template_tools(body(tools=[tool], tool_choice={"type": "any"}))
+        tool_use(body(tool_choice={"type": "any"}))

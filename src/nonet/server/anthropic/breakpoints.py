@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from nonet.core.errors import InvalidRequestError
-from nonet.server.anthropic.conversation import template_messages, template_tools
+from nonet.server.anthropic.conversation import asked_tools, template_messages
 from nonet.server.anthropic.schemas import Block, CacheControl, Message, Prompt
 from nonet.server.prompt_cache import MAX_MARKS, Mark
 
@@ -46,7 +46,7 @@ def marks_of(body: Prompt) -> list[Mark]:
     return [
         Mark(
             template_messages(cut.body.system, cut.body.messages),
-            template_tools(cut.body),
+            asked_tools(cut.body),
             TTLS_S[cut.ttl],
         )
         for cut in cuts

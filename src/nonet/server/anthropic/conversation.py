@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from nonet.core.errors import InvalidRequestError
-from nonet.server.anthropic.schemas import Block, Message, Prompt
+from nonet.server.anthropic.schemas import Block, Message, Prompt, ToolChoice
 from nonet.server.limits import check_depth, check_length, check_text
+from nonet.server.tools import ToolUse, checked_tools
 
-__all__ = ["continued_text", "template_messages", "template_tools"]
+__all__ = ["asked_tools", "continued_text", "template_messages", "tool_use"]
 
 ROLES = ("user", "assistant", "system")
-HIDDEN = ("thinking", "redacted_thinking")  # of earlier turns: no template wants them back
+HIDDEN = ("thinking", "redacted_thinking")
+MODES = {"auto": "auto", "any": "required", "none": "none"}  # of tool_choice, in OpenAI's words
 
 
 def template_messages(
@@ -52,20 +54,32 @@ def continued_text(messages: Sequence[Message]) -> str | None:
     return text
 
 
-def template_tools(body: Prompt) -> list[dict[str, Any]] | None:
-    """The tools in OpenAI's form; InvalidRequestError for those that a server would have to run."""
+def tool_use(body: Prompt) -> ToolUse | None:
+    """How the answer may use tools; InvalidRequestError for what is wrong with them or with the choice."""
     choice = body.tool_choice
-    if choice is not None and choice.type not in ("auto", "none"):
+    allows_many = None if choice is None else not choice.disable_parallel_tool_use
+    return checked_tools(asked_tools(body), _choice(choice), allows_many)
+
+
+def asked_tools(body: Prompt) -> list[dict[str, Any]]:
+    """The tools in OpenAI's form; InvalidRequestError for those that a server would have to run."""
+    tools = body.tools or []
+    check_length("tools", len(tools), "tools")
+    check_depth(tools, "tools")
+    return [_tool(f"tools[{number}]", tool) for number, tool in enumerate(tools)]
+
+
+def _choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
+    if choice is None:
+        return None
+    if choice.type == "tool" and choice.name is not None:
+        return {"type": "function", "function": {"name": choice.name}}
+    if choice.type not in MODES:
         raise InvalidRequestError(
-            f"a tool_choice of type {choice.type[:50]!r} is not supported yet; use 'auto' or 'none'",
+            f"tool_choice has type {choice.type[:50]!r}; allowed: {', '.join(MODES)}, and tool with a name",
             "tool_choice",
         )
-    if not body.tools:
-        return None
-    check_length("tools", len(body.tools), "tools")
-    check_depth(body.tools, "tools")
-    tools = [_tool(f"tools[{number}]", tool) for number, tool in enumerate(body.tools)]
-    return None if choice is not None and choice.type == "none" else tools
+    return MODES[choice.type]
 
 
 def _tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +93,9 @@ def _tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequestError(f"{where} needs a name and an input_schema object", "tools")
     check_length("name", len(name), "tools")
     description = tool.get("description")
-    function = {"name": name, "parameters": schema}
+    function: dict[str, Any] = {"name": name, "parameters": schema}
+    if tool.get("strict") is True:
+        function["strict"] = True
     if isinstance(description, str):
         check_text(description, "tools")
         function["description"] = description
@@ -118,6 +134,10 @@ def _turns(where: str, message: Message) -> list[dict[str, Any]]:
             f"{where} has a tool_result block, but role {message.role}", "messages"
         )
     turn: dict[str, Any] = {"role": message.role, "content": text}
+    thought = "\n".join(block.thinking for block in blocks if block.thinking)
+    if thought and message.role == "assistant":
+        check_text(thought, "messages")
+        turn["reasoning_content"] = thought  # for templates that tell it
     if calls:
         check_length("tool_calls", len(calls), "messages")
         turn["tool_calls"] = [_call(where, block) for block in calls]

@@ -9,6 +9,8 @@ import orjson
 
 from nonet.core.errors import NonetError
 from nonet.core.service_class import ServiceClass
+from nonet.gateway.answer import CallDelta
+from nonet.server.calls import whole_calls
 from nonet.server.dialect import Dialect
 from nonet.server.errors import event_of
 from nonet.server.generation import ChoiceText, Usage
@@ -28,6 +30,7 @@ TEXT_BEFORE = (
     b'"delta":{"type":"text_delta","text":'
 )
 TEXT_AFTER = b"}}\n\n"
+SIGNATURE = ""  # thoughts come back unchecked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class MessageHead:
         if choice.finish_reason == "length":
             reason = "model_context_window_exceeded" if self.is_bounded_by_context else "max_tokens"
             return {"stop_reason": reason, "stop_sequence": None}
+        if choice.ends_in_calls:
+            return {"stop_reason": "tool_use", "stop_sequence": None}
         if isinstance(choice.stop_reason, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
         return {"stop_reason": "end_turn", "stop_sequence": None}
@@ -73,13 +78,20 @@ class MessageHead:
                 "ephemeral_1h_input_tokens": usage.written_1h_tokens,
             },
             "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": usage.thought_tokens},
             "service_tier": TIERS[self.service_class],
         }
 
 
 def whole_message(head: MessageHead, choice: ChoiceText, usage: Usage) -> dict[str, Any]:
     """The answer at once; without a block when the model said nothing, as an empty one may not be sent back."""
-    content = [{"type": "text", "text": choice.text}] if choice.text else []
+    content: list[dict[str, Any]] = []
+    if choice.thought:
+        content.append({"type": "thinking", "thinking": choice.thought, "signature": SIGNATURE})
+    if choice.text:
+        content.append({"type": "text", "text": choice.text})
+    for call in whole_calls(choice.calls):
+        content.append({**_begun(call), "input": _object(call.arguments)})
     return head.message(content, head.stop(choice), usage)
 
 
@@ -87,12 +99,13 @@ class MessageEvents:
     """Events of one stream, in the order of Anthropic's recordings.
 
     message_start, then for each block content_block_start, deltas and content_block_stop, then message_delta with the
-    final counts, then message_stop. A block begins with its first text.
+    final counts, then message_stop. A block begins with its first text; one is open at a time.
     """
 
     def __init__(self, head: MessageHead) -> None:
         self._head = head
-        self._index = -1  # of the open block
+        self._index = -1  # of the last block
+        self._kind = ""  # of the open block
         self._stop: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
         self._before = b""
 
@@ -101,14 +114,22 @@ class MessageEvents:
 
     def piece(self, piece: ChoiceText) -> bytes:
         events = b""
+        if piece.thought:
+            if self._kind != "thinking":
+                events += self._start({"type": "thinking", "thinking": "", "signature": SIGNATURE})
+            events += self._delta({"type": "thinking_delta", "thinking": piece.thought})
         if piece.text:
-            if self._index < 0:
-                events = self._start_block({"type": "text", "text": ""}) + PING
+            if self._kind != "text":
+                events += self._start({"type": "text", "text": ""})
             events += self._before + orjson.dumps(piece.text) + TEXT_AFTER
+        for call in piece.calls:
+            if call.call_id:
+                events += self._start({**_begun(call), "input": {}})
+            if call.arguments:
+                events += self._delta({"type": "input_json_delta", "partial_json": call.arguments})
         if piece.finish_reason is not None:
             self._stop = self._head.stop(piece)
-            if self._index >= 0:
-                events += _event("content_block_stop", {"index": self._index})
+            events += self._end()
         return events
 
     def ending(self, usage: Usage) -> bytes:
@@ -118,10 +139,34 @@ class MessageEvents:
     def failure(self, error: NonetError) -> bytes:
         return b"event: error\ndata: " + event_of(error, Dialect.ANTHROPIC) + b"\n\n"
 
-    def _start_block(self, block: dict[str, Any]) -> bytes:
+    def _start(self, block: dict[str, Any]) -> bytes:
+        events = self._end()
         self._index += 1
+        self._kind = block["type"]
         self._before = TEXT_BEFORE % self._index
-        return _event("content_block_start", {"index": self._index, "content_block": block})
+        begun = _event("content_block_start", {"index": self._index, "content_block": block})
+        return events + begun + (PING if self._index == 0 else b"")
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event("content_block_delta", {"index": self._index, "delta": delta})
+
+    def _end(self) -> bytes:
+        if not self._kind:
+            return b""
+        self._kind = ""
+        return _event("content_block_stop", {"index": self._index})
+
+
+def _begun(call: CallDelta) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.call_id, "name": call.name}
+
+
+def _object(arguments: str) -> Any:
+    """A call's arguments; those of an answer that was cut short may be no JSON, and are told as far as they came."""
+    try:
+        return orjson.loads(arguments or "{}")
+    except orjson.JSONDecodeError:
+        return {"partial_json": arguments}
 
 
 def _event(kind: str, fields: dict[str, Any]) -> bytes:

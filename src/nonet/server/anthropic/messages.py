@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from nonet.core.errors import InvalidRequestError
 from nonet.core.limits import check
 from nonet.core.sampling_params import SamplingParams
 from nonet.core.service_class import ServiceClass
@@ -38,12 +37,13 @@ async def create_message(call: Call) -> None:
     prompt = await message_prompt(call.state, body)
     check_fits(model, prompt.ids, None, "messages")
     room = model.max_model_len - len(prompt.ids)
+    sampling = _sampling(body, model, min(body.max_tokens, room))
     name = f"msg_{uuid.uuid4().hex}"
     requests = engine_requests(
         call,
         name,
         [prompt.ids],
-        _sampling(body, model, min(body.max_tokens, room)),
+        prompt.form.shaped(sampling, model.vocab_size),
         Terms(
             cache_salt=body.cache_salt,
             priority=body.priority,
@@ -56,6 +56,7 @@ async def create_message(call: Call) -> None:
         requests,
         received_s,
         conversation=Conversation(messages=prompt.messages, settings=_settings(body)),
+        reader=prompt.form.reader(name, 1, prompt.text),
     )
     head = MessageHead(
         name=name,
@@ -84,6 +85,7 @@ def _settings(body: MessagesRequest) -> dict[str, Any]:
         "tools": body.tools,
         "tool_choice": msgspec.to_builtins(body.tool_choice),
         "thinking": msgspec.to_builtins(body.thinking),
+        "output_config": body.output_config,
     }
 
 
@@ -98,10 +100,6 @@ def _check(body: MessagesRequest) -> None:
         if isinstance(text, str):
             check_length(field, len(text), field)
             check_text(text, field)
-    if body.output_config is not None and body.output_config.get("format") is not None:
-        raise InvalidRequestError(
-            "output_config.format is not supported yet; leave it out", "output_config"
-        )
 
 
 def _service_class(body: MessagesRequest) -> ServiceClass:

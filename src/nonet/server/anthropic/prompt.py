@@ -7,12 +7,16 @@ from typing import Any
 
 from nonet.core.errors import InvalidRequestError
 from nonet.core.request import PrefixLease
+from nonet.server.answer_form import AnswerForm, answer_form
 from nonet.server.anthropic.breakpoints import marks_of
-from nonet.server.anthropic.conversation import continued_text, template_messages, template_tools
+from nonet.server.anthropic.conversation import continued_text, template_messages, tool_use
 from nonet.server.anthropic.schemas import Prompt, Thinking
-from nonet.server.prompt_cache import find_leases
+from nonet.server.limits import check_depth
+from nonet.server.prompt_cache import Mark, find_leases
 from nonet.server.prompts import encode_text, render_chat
+from nonet.server.shapes import JsonSchemaFormat, ResponseFormat, ShapeFields, asked_shape
 from nonet.server.state import ServerState
+from nonet.server.tools import checked_tools
 
 __all__ = ["MessagePrompt", "leases_of", "message_prompt"]
 
@@ -26,6 +30,7 @@ class MessagePrompt:
     messages: list[dict[str, Any]]  # in OpenAI's form
     text: str
     ids: list[int]
+    form: AnswerForm
 
 
 async def message_prompt(state: ServerState, body: Prompt) -> MessagePrompt:
@@ -34,19 +39,20 @@ async def message_prompt(state: ServerState, body: Prompt) -> MessagePrompt:
     A last message of the assistant is left open, so that the answer goes on where it ends.
     """
     state.find_model(body.model)
-    messages = template_messages(body.system, body.messages)
+    form = await answer_form(state, tool_use(body), asked_shape(_shape(body)))
+    messages = form.messages(template_messages(body.system, body.messages))
     begun = continued_text(body.messages)
     text = await render_chat(
         state,
         messages,
-        tools=template_tools(body),
+        tools=form.template_tools,
         template_kwargs=_template_kwargs(body.thinking),
         add_generation_prompt=begun is None,
     )
     if begun is not None:
         text = _left_open(text, begun.strip())
     ids = await encode_text(state, text, "messages", add_special=False)
-    return MessagePrompt(messages, text, ids)
+    return MessagePrompt(messages, text, ids, form)
 
 
 async def leases_of(
@@ -54,7 +60,32 @@ async def leases_of(
 ) -> tuple[PrefixLease, ...]:
     """What the body's cache_control asks for."""
     kwargs = _template_kwargs(body.thinking)
-    return await find_leases(state, marks_of(body), prompt.text, prompt.ids, kwargs)
+    uses_tools = prompt.form.use is not None
+    marks = [_as_rendered(state, mark, uses_tools) for mark in marks_of(body)]
+    return await find_leases(state, marks, prompt.text, prompt.ids, kwargs)
+
+
+def _as_rendered(state: ServerState, mark: Mark, uses_tools: bool) -> Mark:
+    """A mark's conversation as the template gets it."""
+    support = state.tools
+    use = checked_tools(mark.tools, None) if uses_tools else None
+    messages = support.plain_history(mark.messages, use)
+    return Mark(messages, support.template_tools(use), mark.ttl_s)
+
+
+def _shape(body: Prompt) -> ShapeFields:
+    """The wish for a shape in the form of chats."""
+    form = (body.output_config or {}).get("format")
+    if form is None:
+        return ShapeFields()
+    schema = form.get("schema") if isinstance(form, dict) else None
+    if not isinstance(schema, dict) or form.get("type") != "json_schema":
+        raise InvalidRequestError(
+            "output_config.format is not {'type': 'json_schema', 'schema': {...}}", "output_config"
+        )
+    check_depth(schema, "output_config")
+    json_schema = JsonSchemaFormat(name="answer", schema=schema, strict=True)
+    return ShapeFields(response_format=ResponseFormat(type="json_schema", json_schema=json_schema))
 
 
 def _template_kwargs(thinking: Thinking | None) -> dict[str, Any]:

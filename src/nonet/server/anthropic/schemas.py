@@ -72,6 +72,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     cache_control: CacheControl | None = None  # as if the last block had it
+    output_config: dict[str, Any] | None = None
 
 
 class CountRequest(Prompt, frozen=True, kw_only=True):
@@ -88,7 +89,6 @@ class MessagesRequest(Prompt, frozen=True, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     metadata: dict[str, Any] | None = None
-    output_config: dict[str, Any] | None = None
     service_tier: str | None = None
 
     seed: int | None = None

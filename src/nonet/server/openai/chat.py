@@ -73,7 +73,7 @@ async def chat_completions(call: Call) -> None:
         requests,
         received_s,
         conversation=Conversation(messages=messages, settings=_settings(body)),
-        finder=form.finder(name, params.n),
+        reader=form.reader(name, params.n, text),
     )
     if body.stream:
         shape = _ChatChunks(call, body, name, prompt_ids, generation.num_choices)
@@ -152,6 +152,8 @@ def _message(choice: ChoiceText) -> dict[str, Any]:
     calls = [_call(call) for call in whole_calls(choice.calls)]
     content = choice.text if choice.text or not calls else None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if choice.thought:
+        message["reasoning_content"] = choice.thought
     return message | {"tool_calls": calls} if calls else message
 
 
@@ -162,7 +164,9 @@ def _call(call: CallDelta) -> dict[str, Any]:
 
 def _delta(piece: ChoiceText) -> dict[str, Any]:
     delta: dict[str, Any] = {}
-    if piece.text or not (piece.calls or piece.finish_reason):
+    if piece.thought:
+        delta["reasoning_content"] = piece.thought
+    if piece.text or not (piece.thought or piece.calls or piece.finish_reason):
         delta["content"] = piece.text
     if piece.calls:
         delta["tool_calls"] = [
@@ -225,7 +229,7 @@ class _ChatChunks:
         return b"".join(events)
 
     def piece(self, piece: ChoiceText) -> bytes:
-        is_text = not piece.calls and piece.finish_reason is None
+        is_text = not (piece.thought or piece.calls) and piece.finish_reason is None
         if self._is_plain and is_text and piece.prompt_logprobs is None:
             if not piece.text:
                 return b""

@@ -41,4 +41,5 @@ def completion_usage(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cached_tokens,
             "cache_write_tokens": usage.written_5m_tokens + usage.written_1h_tokens,
         },
+        "completion_tokens_details": {"reasoning_tokens": usage.thought_tokens},
     }

@@ -40,6 +40,9 @@ def _template_message(number: int, message: ChatMessage) -> dict[str, Any]:
         if value is not None:
             check_length("name", len(value), "messages")
             plain[field] = value
+    if message.reasoning_content and message.role == "assistant":
+        check_text(message.reasoning_content, "messages")
+        plain["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         check_length("tool_calls", len(message.tool_calls), "messages")
         check_depth(message.tool_calls, "messages")

@@ -44,6 +44,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None  # what an assistant thought, for templates that tell it
 
 
 class SamplingFields(ShapeFields, frozen=True, kw_only=True):

@@ -64,6 +64,7 @@ class ThoughtParser:
         self._form = form
         self._held = ""
         self._state = "inside" if is_open else "start"
+        self.has_begun = is_open  # there was an opening mark
         self._is_edge = True  # nothing of this part was given yet, so white space is dropped
 
     @property
@@ -98,6 +99,7 @@ class ThoughtParser:
         text, opening = self._held.lstrip(), self._form.opening
         if text.startswith(opening):
             self._state, self._held = "inside", text[len(opening) :]
+            self.has_begun = True
         elif not opening.startswith(text):
             self._state, self._is_edge = "after", False
 

@@ -55,7 +55,7 @@ async def create_response(call: Call) -> None:
         engine_requests(call, name, [prompt.ids], params, terms_of(fields)),
         received_s,
         conversation=Conversation(messages=prompt.messages, settings=_settings(body)),
-        finder=prompt.form.finder(name, 1),
+        reader=prompt.form.reader(name, 1, prompt.text),
     )
     head = ResponseHead(
         name=name, model=model.name, body=body, temperature=params.temperature, top_p=params.top_p
