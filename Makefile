@@ -1,4 +1,4 @@
-# The lines that people, hooks and CI all run. VENV, PYTHON, MODEL, SERVE_ARGS and PYTEST_ARGS may be set:
+# The lines that people, hooks and CI all run. VENV, PYTHON, MODEL, SERVE_ARGS, PYTEST_ARGS and TEST_WORKERS may be set:
 #   make serve MODEL=gemma-3-270m SERVE_ARGS="--port 8080"
 #   make test PYTEST_ARGS="-k scheduler"
 
@@ -10,11 +10,17 @@ PYTEST_ARGS ?=
 # PRICE of the machine per hour.
 PRICE ?= 0.10
 LADDER_ARGS ?= --price $(PRICE) --num-requests 48 --scale 0.1 --repeats 2 --rung-s 10 --latency-requests 6 --budget-s 840
+TEST_WORKERS ?= 2
 BENCH_ARGS ?= --num-requests 32 --prompt-len 128 --output-len 128
 
 BIN := $(VENV)/bin
 # The environment variable reaches pip's isolated builds too, which a flag does not.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
+
+# Tests start many processes: byte code is kept, so that only the first compiles nonet.
+TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+# Once, before the test processes would all wait for it.
+COMPILE := from nonet.kernels.native import native_available as n; print('native kernels:', n()[1])
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint types bench ladder env dev model clean
@@ -27,7 +33,9 @@ serve: env model  ## talk to MODEL at 127.0.0.1:8000, from a clean clone on
 
 test: dev  ## run all tests
 	@$(BIN)/nonet pull smollm2 || echo "SmolLM2 could not be fetched: its tests will be skipped" >&2
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@echo "$(TEST_WORKERS) test processes; in each OpenMP, torch and nonet's engine have one thread"
+	@$(TESTING) $(BIN)/python -c "$(COMPILE)"
+	$(TESTING) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: dev  ## format, rules, import contracts
 	$(BIN)/ruff format --check .

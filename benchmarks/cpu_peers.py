@@ -41,7 +41,7 @@ def main() -> int:
         return 0
     runner = Runner(
         workdir, job, base_environment(args.threads), waits=not args.no_wait,
-        idle_timeout_s=args.idle_timeout, timeout_s=args.timeout, log=_log,
+        idle_timeout_s=args.idle_timeout, timeout_s=args.timeout, locks=args.lock, log=_log,
     )  # fmt: skip
     on = machine(cores)
     done: list[Row] = []
@@ -76,6 +76,8 @@ def _parse() -> argparse.Namespace:
     add("--no-wait", action="store_true", help="measure on a busy machine (smoke tests only)")
     add("--idle-timeout", type=float, default=900.0, help="seconds to wait for an idle machine")
     add("--timeout", type=float, default=3600.0, help="seconds that loading, or one turn, may take")
+    add("--lock", type=Path, nargs="*", default=[],
+        help="files to lock during a round, for other work on the machine that locks them too")  # fmt: skip
     add("--install-only", action="store_true", help="prepare --workdir and stop")
     args = parser.parse_args()
     if args.out is None:

@@ -18,7 +18,7 @@ from typing import Any
 from peers.cases import Case, Job, Turn
 from peers.run import Row
 
-__all__ = ["machine", "markdown", "write"]
+__all__ = ["commit", "machine", "markdown", "write"]
 
 
 def machine(cores: Sequence[int]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def write(folder: Path, job: Job, rows: Sequence[Row], on: dict[str, Any]) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": _commit(),
+        "commit": commit(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": on,
         "job": {k: v for k, v in dataclasses.asdict(job).items() if k not in ("model_path", "weights")},
@@ -150,7 +150,8 @@ def _first(text: str, key: str) -> str:
     return ""
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The checkout that measured, with `dirty` when it was changed."""
     here = Path(__file__).parent
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)

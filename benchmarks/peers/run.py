@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from peers.cases import Case, Job, Turn
-from peers.idle import busy_share, wait_until_idle
+from peers.idle import alone, busy_share, wait_until_idle
 from peers.llama_cpp import LlamaCpp
 from peers.plan import Entry
 from peers.process import ProcessEngine
@@ -24,6 +25,8 @@ from peers.workdir import Workdir
 __all__ = ["Row", "Runner"]
 
 Result = TypeVar("Result")
+
+WARM_UP_TOKENS = 16  # every shape of a case has come by then
 
 
 @dataclass
@@ -55,7 +58,8 @@ class Runner:
 
     def __init__(
         self, workdir: Workdir, job: Job, base_environment: dict[str, str], *,
-        waits: bool, idle_timeout_s: float, timeout_s: float, log: Callable[[str], None],
+        waits: bool, idle_timeout_s: float, timeout_s: float, locks: Sequence[Path],
+        log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._workdir = workdir
         self._job = job
@@ -63,6 +67,7 @@ class Runner:
         self._waits = waits
         self._idle_timeout_s = idle_timeout_s
         self._timeout_s = timeout_s
+        self._locks = locks
         self._log = log
 
     def run(self, entries: Sequence[Entry], after_round: Callable[[list[Row]], None]) -> list[Row]:
@@ -74,9 +79,11 @@ class Runner:
                 engine = self._guarded(row, partial(self._start, entry, row))
                 if engine is not None:
                     engines[number] = engine
+            self._log(f"{len(engines)} of {len(rows)} engines are ready")
             for case in self._job.cases:
                 for repeat in range(self._job.repeats):
-                    self._round(case, repeat, engines, rows)
+                    with alone(self._locks):
+                        self._round(case, repeat, engines, rows)
                     after_round(rows)
         finally:
             for engine in engines.values():
@@ -97,7 +104,8 @@ class Runner:
             environment = {**self._base_environment, **row.environment}
             engine = ProcessEngine(entry.peer, python, job, environment, self._timeout_s)
             for case in job.cases:
-                engine.turn(case, "warm-up")
+                few = min(case.output_tokens, WARM_UP_TOKENS)
+                engine.turn(dataclasses.replace(case, output_tokens=few), "warm-up")
         row.version, row.load_s = engine.version, engine.load_s
         self._log(f"{row.model}: {row.peer}, {row.weights} ready in {time.monotonic() - began:.0f} s")  # fmt: skip
         return engine

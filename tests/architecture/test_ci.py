@@ -38,7 +38,10 @@ def test_only_listed_reasons_pass(tmp_path: Path, reason: str, code: int) -> Non
     assert f"1 skipped, {code} for a reason" in ran.stdout
 
 
-def test_a_real_report_with_a_test_and_a_module_skipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "two"])
+def test_a_real_report_with_a_test_and_a_module_skipped(
+    tmp_path: Path, processes: list[str]
+) -> None:
     (tmp_path / "test_one.py").write_text(
         "import pytest\n\ndef test():\n    pytest.skip('tired')\n"
     )
@@ -53,6 +56,7 @@ def test_a_real_report_with_a_test_and_a_module_skipped(tmp_path: Path) -> None:
         "-p",
         "no:cacheprovider",
         "--junitxml=out.xml",
+        *processes,
         ".",
     ]
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)

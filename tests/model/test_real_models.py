@@ -41,7 +41,8 @@ def model_path(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(model_path: Path) -> PreTrainedModel:
-    torch.set_num_threads(os.cpu_count() or 1)
+    # The native kernels have left torch one thread; OMP_NUM_THREADS is what tests at the same time leave to this one.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     model = AutoModelForCausalLM.from_pretrained(
         str(model_path.parent), gguf_file=model_path.name, dtype=torch.float32
     )

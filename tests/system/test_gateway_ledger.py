@@ -126,7 +126,7 @@ def test_who_leaves_pays_for_what_was_delivered(server: RunningServer) -> None:
     wait_until(aborted)
     (line,) = usage(server, "key-two", by="finish")["data"]
     assert line["finish"] == "abort"
-    assert 2 <= line["output_tokens"] < 500
+    assert 2 <= line["output_tokens"] < 2000
     full = (line["prompt_tokens"] - line["cached_tokens"]) * INPUT
     full += line["cached_tokens"] * CACHED + line["output_tokens"] * OUTPUT
     assert Decimal(line["cost"]) == full
@@ -191,12 +191,12 @@ def test_a_kill_loses_nothing_that_was_acknowledged(
     threads = [threading.Thread(target=ask_on, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(acknowledged) >= 100, 30)
+    wait_until(lambda: len(acknowledged) >= 100)
     os.kill(server.process.pid, signal.SIGKILL)
     for thread in threads:
         thread.join(30)
     server.close()
-    wait_until(lambda: not Path(f"/proc/{engine}").exists(), 10)
+    wait_until(lambda: not Path(f"/proc/{engine}").exists())
     assert run(["usage", "export", str(tmp_path / "data")]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     booked = [row["request_id"].rpartition("-")[0] for row in rows]

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.system.harness import RunningServer, wait_until
+from tests.system.harness import PATIENCE_S, RunningServer, wait_until
 
 NO_EOS = {"ignore_eos": True}
 ASK = [{"role": "user", "content": "Say something."}]
@@ -311,7 +311,7 @@ def test_timeout_of_a_whole_answer_aborts(any_server: RunningServer) -> None:
         httpx.post(
             f"{any_server.url}/v1/completions",
             json={"prompt": "One", "max_tokens": 4000, **NO_EOS},
-            timeout=0.3,
+            timeout=httpx.Timeout(PATIENCE_S, read=0.3),
         )
     assert wait_until(any_server.is_empty) < 2.0
 

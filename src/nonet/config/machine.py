@@ -24,6 +24,7 @@ class Machine:
     cpu_flags: frozenset[str]
     physical_cores: int
     logical_cpus: int
+    wanted_threads: int | None = None  # what OMP_NUM_THREADS asks for
     memory_bytes: int
     available_bytes: int
     compiler: str | None  # a C++ compiler
@@ -59,6 +60,7 @@ class Machine:
             cpu_flags=flags,
             physical_cores=cores,
             logical_cpus=logical,
+            wanted_threads=_wanted_threads(),
             memory_bytes=total,
             available_bytes=available,
             compiler=_compiler(),
@@ -100,6 +102,12 @@ def _physical_cores(root: Path, cpus: list[int]) -> int:
         file = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
         siblings.add(_text(file) or str(cpu))
     return max(1, len(siblings))
+
+
+def _wanted_threads() -> int | None:
+    """The outermost count of OMP_NUM_THREADS ("4" or "4,2"); what is no count is OpenMP's to complain about."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None
 
 
 def _cpu(root: Path) -> tuple[str, frozenset[str]]:

@@ -336,5 +336,9 @@ def _max_leased(config: Config, num_blocks: int, num_needed: int) -> int:
 def _threads(config: Config, machine: Machine, why: dict[str, str]) -> int:
     if config.runtime.threads is not None:
         return config.runtime.threads
+    wanted = machine.wanted_threads
+    if wanted is not None and wanted < machine.physical_cores:
+        why["threads"] = "OMP_NUM_THREADS, of the physical cores that this process may use"
+        return wanted
     why["threads"] = "the physical cores that this process may use"
     return machine.physical_cores

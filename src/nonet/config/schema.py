@@ -145,7 +145,8 @@ class RuntimeConfig:
         bool | None, Doc("plan the next step while the device runs one; on a GPU when unset")
     ] = None
     threads: Annotated[
-        int | None, Doc("threads of the engine process; physical cores when unset", 1)
+        int | None,
+        Doc("threads of the engine process; physical cores or OMP_NUM_THREADS when unset", 1),
     ] = None
 
 

@@ -47,6 +47,19 @@ def test_affinity_is_respected(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert Machine.detect(root).physical_cores == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [("3", 3), (" 2,4", 2), ("", None), ("many", None), ("0", None), (None, None)],
+)
+def test_openmp_count(
+    root: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, wanted: int | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert Machine.detect(root).wanted_threads == wanted
+
+
 def test_version_2_limits_of_every_level(root: Path) -> None:
     write(root, "proc/self/cgroup", "0::/outer/inner\n")
     write(root, "sys/fs/cgroup/outer/cpu.max", "100000 100000\n")

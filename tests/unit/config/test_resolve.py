@@ -93,6 +93,13 @@ def test_smollm2_plan_by_hand() -> None:
     assert (resolved.max_model_len, resolved.block_size) == (8192, 16)
 
 
+@pytest.mark.parametrize(("wanted", "threads"), [(None, 2), (1, 1), (2, 2), (64, 2)])
+def test_fewer_threads_where_openmp_is_told_so(wanted: int | None, threads: int) -> None:
+    resolved = plan(machine=replace(MACHINE, wanted_threads=wanted))
+    assert resolved.threads == threads
+    assert ("OMP_NUM_THREADS" in resolved.reasons["threads"]) == (threads == 1)
+
+
 def test_gemma_groups_and_page_by_hand() -> None:
     groups = cache_groups(GEMMA3_270M)
     assert [len(group.layers) for group in groups] == [3] * 6

@@ -18,7 +18,7 @@ def request(request_id: str) -> Request:
 def collect(preparations: Preparations, count: int) -> list[Finished]:
     """The next `count` ends."""
     found: list[Finished] = []
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while len(found) < count and time.monotonic() < end:
         preparations.wait(0.05)
         found += preparations.finished()

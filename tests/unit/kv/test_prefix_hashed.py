@@ -74,7 +74,7 @@ def test_a_lone_surrogate_in_the_salt_is_no_error() -> None:
 
 
 def test_hashing_is_cheap() -> None:
-    """Ten times the goal of 3 microseconds a block, so that a busy machine does not fail it."""
+    """Ten times the goal of 3 microseconds a block, in CPU time, so that a busy machine does not fail it."""
     token_ids = list(range(16 * 2000))
     index = HashedPrefixIndex(1, 16)
     best = min(_seconds(index, token_ids) for _ in range(3))
@@ -82,6 +82,6 @@ def test_hashing_is_cheap() -> None:
 
 
 def _seconds(index: HashedPrefixIndex, token_ids: list[int]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     index.extend([], token_ids, "", "")
-    return time.perf_counter() - began
+    return time.process_time() - began

@@ -35,7 +35,7 @@ class Shelf:
         )
 
     def read(self, name: str, folder: Path) -> Adapter:
-        self.gate.wait(10)
+        self.gate.wait(60)
         self.readers.add(threading.get_ident())
         if folder.name == "broken":
             raise ModelFileError("broken on purpose")
@@ -46,7 +46,7 @@ class Shelf:
 
     def ask(self, command: LoadAdapter | UnloadAdapter) -> Answered:
         self.pool.command(command)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             answers = self.pool.answers()
             if answers:
@@ -76,7 +76,7 @@ def test_a_load_is_read_elsewhere_and_answered() -> None:
     with pytest.raises(InvalidRequestError, match="'sql' is not loaded"):
         shelf.enter("sql@one")
     shelf.gate.set()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     answers: list[Answered] = []
     while not answers and time.monotonic() < end:
         answers = shelf.pool.answers()

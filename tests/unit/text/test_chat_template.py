@@ -187,9 +187,9 @@ def test_a_normal_chat_renders_in_less_than_a_millisecond() -> None:
     messages = [USER, {"role": "assistant", "content": "hi"}] * 4
 
     def once() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         template.render(messages)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(once() for _ in range(50)) < 1e-3
 

@@ -81,10 +81,10 @@ RUNAWAYS = {
 
 @pytest.mark.parametrize("name", RUNAWAYS)
 def test_a_runaway_template_is_stopped(name: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(InvalidRequestError):
         render(RUNAWAYS[name])
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 ESCAPES = {
