@@ -35,7 +35,7 @@ test: dev  ## run all tests
 	@$(BIN)/nonet pull smollm2 || echo "SmolLM2 could not be fetched: its tests will be skipped" >&2
 	@echo "$(TEST_WORKERS) test processes; in each OpenMP, torch and nonet's engine have one thread"
 	@$(TESTING) $(BIN)/python -c "$(COMPILE)"
-	$(TESTING) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(TESTING) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: dev  ## format, rules, import contracts
 	$(BIN)/ruff format --check .
