@@ -7,7 +7,6 @@ one forward pass checks a whole continuation.
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from nonet.bench.quality.run import Candidate, run_tasks
 from nonet.cli.quality_subject import LLMSubject
@@ -23,6 +22,7 @@ from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
 from nonet.engine.scorer import Scorer
 from nonet.text.tokenizer import load_tokenizer
+from tests import oracles
 from tests.data.prompts import PROMPTS
 from tests.quality_data import QUESTIONS, write_quality_data
 from tests.real_models import real_model
@@ -41,12 +41,7 @@ def model_path(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(model_path: Path) -> PreTrainedModel:
-    # The native kernels have left torch one thread; OMP_NUM_THREADS is what tests at the same time leave to this one.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    model = AutoModelForCausalLM.from_pretrained(
-        str(model_path.parent), gguf_file=model_path.name, dtype=torch.float32
-    )
-    return model.eval()
+    return oracles.oracle(model_path)
 
 
 @pytest.fixture(scope="module")

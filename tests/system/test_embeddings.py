@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import torch
 
+from tests.oracles import oracle
 from tests.real_models import real_model
 from tests.system.harness import RunningServer, real_options, start_server, wait_until
 
@@ -107,7 +109,6 @@ def test_other_models_are_not_found(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("chunk", [512, 16])
 def test_the_served_model_pools_what_the_reference_computes(tmp_path: Path, chunk: int) -> None:
     """Mean of the last hidden states; long texts come in chunks, and cached prefixes are not used."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from nonet.embed.base import normalised
 
     texts = [*TEXTS, " ".join(TEXTS * 8), TEXTS[0]]
@@ -123,10 +124,7 @@ def test_the_served_model_pools_what_the_reference_computes(tmp_path: Path, chun
         ids = [server.post("/tokenize", {"prompt": text}).json()["tokens"] for text in texts]
     finally:
         assert server.stop() == 0
-    path = real_model("smollm2")
-    reference = transformers.AutoModel.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
+    reference = oracle(real_model("smollm2")).model
     with torch.inference_mode():
         rows = [reference(torch.tensor([one])).last_hidden_state[0].mean(0).numpy() for one in ids]
     np.testing.assert_allclose(found, normalised(np.stack(rows)), atol=2e-4)
