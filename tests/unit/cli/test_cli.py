@@ -18,7 +18,8 @@ ENGINE = {
     "--seed", "--block-size", "--num-blocks", "--memory-fraction", "--memory-gib", "--prefix-cache",
     "--kv-prune", "--kv-reservation", "--policy", "--batching",
     "--max-num-seqs", "--max-tokens-per-step", "--chunked-prefill", "--max-waiting", "--device", "--kernels",
-    "--recording", "--threads", "--overlap", "--lora-modules", "--lora-dir", "--max-loras", "--max-lora-rank", "--max-cpu-loras",
+    "--recording", "--threads", "--overlap", "--lora-modules", "--lora-dir", "--max-loras", "--max-lora-rank",
+    "--max-cpu-loras",
     "--config", "--lease-fraction", "--deterministic", "--kv-format", "--speculate", "--draft-length",
 }  # fmt: skip
 SERVER = {
