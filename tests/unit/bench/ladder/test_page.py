@@ -2,71 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.browser import Browser, browser
 from tests.unit.bench.ladder.made_up import a_climb
 
 from nonet.bench.ladder.html import page
-from nonet.bench.ladder.picture import draw, find_browser
+from nonet.bench.ladder.picture import draw
 from nonet.bench.ladder.report import steps
 from nonet.bench.ladder.result import Climb
 from nonet.core.errors import UnavailableError
 
-BROWSER = find_browser()
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+__all__ = ["browser"]  # the fixture
 
 # What a reader sees: texts of the tables, lengths of the bars on the screen, and whatever the page fetched.
 READ = """
-<script>
 const rows = id => [...document.querySelectorAll(`#${id} tbody tr`)].map(
   row => [...row.cells].map(cell => cell.innerText));
 const marks = (name, field) => [...document.querySelectorAll(name)].map(mark => ({
   rung: mark.dataset.rung, figure: mark.dataset.figure, value: Number(mark.dataset[field]),
   width: mark.getBoundingClientRect().width, y: mark.getBoundingClientRect().y}));
-const seen = {
+return {
   heads: [...document.querySelectorAll("#rungs thead th")].map(cell => cell.innerText),
   rungs: rows("rungs"), without: rows("without"),
   bars: marks("rect.cost", "cost"), points: marks("circle", "value"),
   fetched: performance.getEntriesByType("resource").map(entry => entry.name),
-  alerts: document.querySelectorAll("script").length};
-const told = Object.assign(document.createElement("pre"), {id: "seen", innerText: JSON.stringify(seen)});
-document.body.replaceChildren(told);
-</script>
+  scripts: document.scripts.length};
 """
-
-
-class _Seen(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_inside = False
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.is_inside = ("id", "seen") in attrs
-
-    def handle_data(self, data: str) -> None:
-        if self.is_inside:
-            self.text += data
-
-
-def read_in_browser(html: str, folder: Path) -> Any:
-    file = folder / "page.html"
-    file.write_text(html.replace("</body>", READ + "</body>"), encoding="utf-8")
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-               "--window-size=1500,2000", f"--user-data-dir={folder}/profile", "--dump-dom",
-               file.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    parser = _Seen()
-    parser.feed(done.stdout)
-    return json.loads(parser.text)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +42,11 @@ def climbed() -> Climb:
 
 
 @pytest.fixture(scope="module")
-def seen(climbed: Climb, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if BROWSER is None:
-        pytest.skip("no Chromium is installed")
-    return read_in_browser(page(climbed), tmp_path_factory.mktemp("page"))
+def seen(climbed: Climb, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file = tmp_path_factory.mktemp("page") / "ladder.html"
+    file.write_text(page(climbed), encoding="utf-8")
+    browser.open(file.as_uri())
+    return browser.run(READ)
 
 
 def test_every_figure_of_the_table(seen: Any, climbed: Climb) -> None:
@@ -143,14 +110,13 @@ def test_curves_hold_the_latencies(seen: Any, climbed: Climb) -> None:
 
 def test_it_asks_nobody_and_runs_nothing(seen: Any, climbed: Climb) -> None:
     assert seen["fetched"] == []
-    assert seen["alerts"] == 1  # the one that read the page
+    assert seen["scripts"] == 0
     text = page(climbed)
     assert not re.search(r"<script|\bsrc=|href=|url\(|@import", text)
     assert "c &lt;i&gt;" in text
 
 
-@needs_browser
-def test_the_picture(tmp_path: Path, climbed: Climb) -> None:
+def test_the_picture(tmp_path: Path, climbed: Climb, browser: Browser) -> None:
     file = tmp_path / "ladder.png"
     draw(climbed, file)
     head = file.read_bytes()[:24]
