@@ -49,6 +49,14 @@ def test_a_climb_and_the_same_again(folder: Path, capsys: pytest.CaptureFixture[
         assert one.latency_rate_rps == first.latency_rate_rps
     assert "answers from the exact cache" in str(first.rungs[1].proof)
     assert "Dummy weights: speed only" in first.notes[0]
+    tier = first.batch_tier
+    assert tier is not None
+    assert tier.error is None
+    assert tier.costs(first.price_per_hour) is not None
+    assert tier.settings["policy"] == "slo"
+    assert tier.alone is not None
+    assert tier.beside is not None
+    assert tier.alone.num_requests == tier.beside.num_requests == 2
     assert (folder / "out" / "ladder.html").exists()
 
     again = climb(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from nonet.bench.ladder.batch_tier import measure_batch_tier
 from nonet.bench.ladder.climb import Ascent, Budget, Quality, climb
 from nonet.bench.ladder.html import page
 from nonet.bench.ladder.huggingface import HuggingFaceJob, measure_huggingface
@@ -77,6 +78,7 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
             quality=_quality(rungs[0], plan) if _has_quality(flags, resolved) else None,
             budget=budget,
             began=began,
+            tier=measure_batch_tier if flags.batch_tier else None,
         )
     lossy = [rung.name for rung in rungs if rung.is_lossy]
     result = _climb(resolved, workload, flags, anchors, found, lossy, given)
@@ -121,6 +123,7 @@ def _climb(
         anchors=anchors,
         rungs=found.rungs,
         without=found.without,
+        batch_tier=found.batch_tier,
         options=given,
         limits={"ttft_s": flags.max_ttft, "tpot_s": flags.max_tpot},
         notes=_notes(resolved, flags, anchors),

@@ -49,6 +49,10 @@ class LadderFlags:
     quality: Annotated[
         bool, Parameter(help="measure what lossy rungs cost in quality", group=_WHAT)
     ] = True
+    batch_tier: Annotated[
+        bool,
+        Parameter(help="also what work that may wait saves beside online traffic", group=_WHAT),
+    ] = True
     anchor: Annotated[
         Literal["huggingface", "none"], Parameter(help="what stands outside", group=_WHAT)
     ] = "huggingface"

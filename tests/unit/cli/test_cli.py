@@ -46,7 +46,7 @@ FROZEN = {
     "ladder": ENGINE
     | {"--price", "--workload", "--num-requests", "--workload-seed", "--scale", "--rungs", "--repeats", "--rung-s",
        "--budget-s", "--quality", "--anchor-requests", "--latency-requests", "--leave-out", "--anchor", "--max-ttft",
-       "--max-tpot", "--out"},
+       "--max-tpot", "--out", "--batch-tier"},
     "tune": {"--slo", "--quantile", "--results", "--lossless", "--out"},
     "doctor": {"--config", "--json"} | SERVER,
     "version": {"--json"},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from nonet.bench.ladder.measure import Plan, measure_rung
-from nonet.bench.ladder.result import Measured, Store, key_of
+from nonet.bench.ladder.result import BatchTier, Measured, Store, key_of
 from nonet.bench.ladder.rungs import Rung
 from nonet.config.techniques import LISTS
 from nonet.core.errors import UnavailableError
@@ -26,6 +26,7 @@ class Ascent:
     rungs: list[Measured]
     without: list[Measured]
     latency_rate_rps: float | None
+    batch_tier: BatchTier | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +90,19 @@ class _Climber:
         self.store.put(key, found)
         return found
 
+    def measure_tier(
+        self, full: _Job, tier: Callable[[dict[str, str], Plan], BatchTier]
+    ) -> BatchTier | None:
+        """The batch tier beside the full stack; None where there is no common rate, or no time."""
+        key = self.key(_Job("batch tier", full.settings))
+        found = self.store.get_tier(key)
+        if found is not None or self.plan.latency_rate_rps is None or self.budget.is_over():
+            return found
+        self.began("batch tier", self.done, self.count)
+        found = tier(full.settings, self.plan)
+        self.store.put(key, found)
+        return found
+
     def keep(self, job: _Job, found: Measured) -> None:
         self.store.put(self.key(job), found)
 
@@ -109,6 +123,7 @@ def climb(
     budget: Budget | None = None,
     began: Callable[[str, int, int], None] = lambda name, number, count: None,
     run: Callable[[str, dict[str, str], Plan], Measured] = measure_rung,
+    tier: Callable[[dict[str, str], Plan], BatchTier] | None = None,
 ) -> Ascent:
     """Measure what `store` does not hold yet. `identity` is all else that decides a result: commit, model, workload.
 
@@ -138,8 +153,9 @@ def climb(
                 measured[number] = _with_quality(measured[number], quality)
                 # The first rung was kept under a plan without a rate, but it is never lossy.
                 climber.keep(jobs[number], measured[number])
+    found = climber.measure_tier(jobs[-1], tier) if tier is not None else None
     without = [_missed(rung, measured[-1], climber.measure(job)) for rung, job in left_out]
-    return Ascent(measured, without, climber.plan.latency_rate_rps)
+    return Ascent(measured, without, climber.plan.latency_rate_rps, found)
 
 
 def _left_out(rungs: Sequence[Rung], jobs: Sequence[_Job]) -> list[tuple[Rung, _Job]]:

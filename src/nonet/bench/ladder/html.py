@@ -54,6 +54,7 @@ overlap.</p>
 {rows}
 </tbody></table>
 {_left_out(climb)}
+{_batch_tier(climb)}
 </body></html>
 """
 
@@ -116,6 +117,13 @@ def _left_out(climb: Climb) -> str:
         '<th class="n">tokens/s</th><th>of the full stack</th><th>what it did there</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def _batch_tier(climb: Climb) -> str:
+    if climb.batch_tier is None:
+        return ""
+    words = escape(climb.batch_tier.words(climb.price_per_hour))
+    return f'<h2>Work that may wait</h2><p id="batch-tier">{words}</p>'
 
 
 def _number(value: float | None, digits: int) -> str:

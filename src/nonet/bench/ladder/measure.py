@@ -8,7 +8,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
 from nonet.core.errors import NonetError
 
-__all__ = ["Plan", "measure_rung"]
+__all__ = ["Plan", "latency_items", "measure_rung", "starting_server"]
 
 # The latency pass is a Poisson process at this share of what the first rung can serve, so that it overloads no rung.
 LATENCY_LOAD = 0.7
@@ -61,11 +62,9 @@ def measure_rung(name: str, settings: dict[str, str], plan: Plan) -> Measured:
 
 
 def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
-    config = load(environ=_environment({**plan.options, **settings}), file=plan.file).config
-    resolved = plan.resolve(config)
+    config, resolved = _resolved(settings, plan)
     with running_server(as_environment(config)) as url:
-        served = asyncio.run(ask_model(url))
-        target = Target(url, served.name, timeout_s=plan.timeout_s)
+        target = _target(url, plan)
         with _PeakMemory(resolved.device) as memory:
             runs, requests, telemetry = _capacity(target, plan)
         rate = plan.latency_rate_rps or LATENCY_LOAD * runs[0].requests_per_s
@@ -96,6 +95,26 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
     )
 
 
+@contextmanager
+def starting_server(settings: dict[str, str], plan: Plan) -> Iterator[Target]:
+    """A server with these settings, warm."""
+    config, _ = _resolved(settings, plan)
+    with running_server(as_environment(config)) as url:
+        target = _target(url, plan)
+        _scrape(target, [_nonce(item, "warm-up") for item in plan.workload.items[:2]])
+        yield target
+
+
+def _resolved(settings: dict[str, str], plan: Plan) -> tuple[Config, Resolved]:
+    config = load(environ=_environment({**plan.options, **settings}), file=plan.file).config
+    return config, plan.resolve(config)
+
+
+def _target(url: str, plan: Plan) -> Target:
+    served = asyncio.run(ask_model(url))
+    return Target(url, served.name, timeout_s=plan.timeout_s)
+
+
 def _environment(given: dict[str, str]) -> dict[str, str]:
     """The process's environment with these options on top."""
     rows = options()
@@ -121,19 +140,23 @@ def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTi
 
 
 def _latency(target: Target, plan: Plan, rate_rps: float) -> Summary:
-    """The first requests, at a rate that is the same for every rung.
+    """The first requests, at a rate that is the same for every rung."""
+    items, due_s = latency_items(plan, rate_rps, "latency")
+    return summarise(measure(target, Workload("latency", tuple(items)), due_s), plan.limits)
 
-    Where the workload knows when its requests came, their gaps are kept and stretched to that rate.
+
+def latency_items(plan: Plan, rate_rps: float, run: str) -> tuple[list[WorkItem], list[float]]:
+    """The first requests and when they are sent.
+
+    Where the workload knows when its requests came, their gaps are kept and stretched to the rate.
     """
-    items = tuple(_nonce(item, "latency") for item in plan.workload.items[: plan.latency_requests])
-    first = Workload("latency", items)
+    items = [_nonce(item, run) for item in plan.workload.items[: plan.latency_requests]]
+    first = Workload("latency", tuple(items))
     span = items[-1].arrival_s - items[0].arrival_s
-    if span > 0:
-        stretch = len(items) / rate_rps / span
-        due_s = [at * stretch for at in recorded(first)]
-    else:
-        due_s = poisson(first, rate_rps, ARRIVAL_SEED)
-    return summarise(measure(target, first, due_s), plan.limits)
+    if span <= 0:
+        return items, poisson(first, rate_rps, ARRIVAL_SEED)
+    stretch = len(items) / rate_rps / span
+    return items, [at * stretch for at in recorded(first)]
 
 
 def _scrape(target: Target, warm: Sequence[WorkItem]) -> dict[str, float]:

@@ -110,7 +110,10 @@ def table(climb: Climb) -> str:
             for one in climb.without
         ]
         lines += _aligned(left_out)
-    return "\n".join([*lines, *(["", *climb.notes] if climb.notes else [])])
+    remarks = [*climb.notes]
+    if climb.batch_tier is not None:
+        remarks.insert(0, climb.batch_tier.words(climb.price_per_hour))
+    return "\n".join([*lines, *(["", *remarks] if remarks else [])])
 
 
 def _row(step: Step, climb: Climb) -> tuple[str, ...]:

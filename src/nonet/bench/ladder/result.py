@@ -12,9 +12,9 @@ from statistics import median
 import msgspec
 
 from nonet.bench.ladder.telemetry import Telemetry
-from nonet.bench.metrics import Summary
+from nonet.bench.metrics import Quantiles, Summary
 
-__all__ = ["Climb", "Measured", "Store", "key_of"]
+__all__ = ["BatchTier", "Climb", "Measured", "Store", "key_of"]
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +77,42 @@ def _median(values: Sequence[float]) -> float:
     return median(values) if values else 0.0
 
 
+class BatchTier(msgspec.Struct, frozen=True, kw_only=True):
+    """Online traffic at `rate_rps`, alone and with a backlog behind it."""
+
+    settings: dict[str, str]
+    rate_rps: float
+    alone: Summary | None = None
+    beside: Summary | None = None  # the same online requests with the backlog behind them
+    tokens_per_s: float = 0.0  # of both classes while online requests ran
+    error: str | None = None
+
+    def costs(self, price_per_hour: float) -> tuple[float, float] | None:
+        """Money for a million output tokens: online alone, and both; None when nothing could be measured."""
+        online = self.alone.output_tokens_per_s if self.alone is not None else 0.0
+        if not online or not self.tokens_per_s:
+            return None
+        each = price_per_hour / 3600 * 1e6
+        return each / online, each / self.tokens_per_s
+
+    def words(self, price_per_hour: float) -> str:
+        """One sentence with the figures."""
+        costs = self.costs(price_per_hour)
+        if self.error is not None or costs is None:
+            return f"Batch tier: {self.error or 'nothing was measured'}."
+        return (
+            f"Batch tier, beside online traffic at {self.rate_rps:.2f} requests/s: a million output tokens cost "
+            f"{costs[1]:.4f} instead of {costs[0]:.4f} ({costs[0] / costs[1]:.2f}x), online TTFT p50/p99 "
+            f"{_pair(self.beside, 'ttft_s')} s instead of {_pair(self.alone, 'ttft_s')} s, TPOT "
+            f"{_pair(self.beside, 'tpot_s')} s instead of {_pair(self.alone, 'tpot_s')} s."
+        )
+
+
+def _pair(summary: Summary | None, name: str) -> str:
+    found: Quantiles | None = getattr(summary, name, None)
+    return "-" if found is None else f"{found.p50:.3f}/{found.p99:.3f}"
+
+
 class Climb(msgspec.Struct, frozen=True, kw_only=True):
     """A whole ladder: `anchors` stand outside, `rungs` are cumulative, `without` leave one rung out of the last."""
 
@@ -93,6 +129,7 @@ class Climb(msgspec.Struct, frozen=True, kw_only=True):
     anchors: list[Measured]
     rungs: list[Measured]
     without: list[Measured]
+    batch_tier: BatchTier | None = None
     options: dict[str, str] = {}  # of every rung, below its own settings
     limits: dict[str, float | None] = {}  # of goodput, in seconds
     notes: list[str] = []  # what a reader of the figures must know
@@ -113,7 +150,15 @@ class Store:
         found = msgspec.json.decode(path.read_bytes(), type=Measured)
         return None if found.error or found.skipped else found
 
-    def put(self, key: str, measured: Measured) -> None:
+    def get_tier(self, key: str) -> BatchTier | None:
+        """As `get` does."""
+        path = self._folder / f"{key}.json"
+        if not path.exists():
+            return None
+        found = msgspec.json.decode(path.read_bytes(), type=BatchTier)
+        return None if found.error else found
+
+    def put(self, key: str, measured: Measured | BatchTier) -> None:
         """Whole or not at all."""
         path = self._folder / f"{key}.json"
         part = path.with_suffix(".part")

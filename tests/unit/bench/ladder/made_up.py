@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nonet.bench.ladder.result import Climb, Measured
+from nonet.bench.ladder.result import BatchTier, Climb, Measured
 from nonet.bench.ladder.telemetry import Telemetry
 from nonet.bench.metrics import Quantiles, Summary
 
@@ -49,4 +49,7 @@ def a_climb() -> Climb:
                measured("broken", error="<script>alert(1)</script>"),
                Measured(name="late", settings={}, skipped="no time was left for it")],
         without=[measured("without good", 40.0), measured("without nothing", 90.0)],
+        batch_tier=BatchTier(
+            settings={}, rate_rps=2.0, alone=summary(10.0), beside=summary(10.0, 0.2), tokens_per_s=40.0
+        ),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.unit.bench.ladder.made_up import a_climb, measured
 from nonet.bench.ladder.climb import Budget, climb
 from nonet.bench.ladder.measure import Plan
 from nonet.bench.ladder.report import base, steps, table
-from nonet.bench.ladder.result import Measured, Store
+from nonet.bench.ladder.result import BatchTier, Measured, Store
 from nonet.bench.ladder.rungs import Rung, choose, default_rungs, with_prompt_room
 from nonet.bench.ladder.telemetry import Telemetry, counters_between, parse_metrics
 from nonet.bench.ladder.workload import mixed, read_jsonl, sample, synthetic
@@ -109,6 +109,25 @@ def test_the_first_rung_sets_the_rate_of_the_latency_pass(tmp_path: Path) -> Non
     found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=False, run=run)
     assert rates == [None, 2.5, 2.5]
     assert found.latency_rate_rps == 2.5
+
+
+def test_the_batch_tier_is_measured_once_on_the_full_stack(tmp_path: Path) -> None:
+    asked: list[dict[str, str]] = []
+
+    def tier(settings: dict[str, str], plan: Plan) -> BatchTier:
+        asked.append(settings)
+        return BatchTier(settings=settings, rate_rps=plan.latency_rate_rps or 0.0)
+
+    def run(name: str, settings: dict[str, str], plan: Plan) -> Measured:
+        return msgspec.structs.replace(Runs()(name, settings, plan), latency_rate_rps=2.5)
+
+    rungs = [grew("naive"), grew("a")]
+    for _ in range(2):
+        found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=False, run=run, tier=tier)
+        assert found.batch_tier is not None
+        assert found.batch_tier.rate_rps == 2.5
+        assert "nothing was measured" in found.batch_tier.words(1.0)
+    assert asked == [{"naive": "on", "a": "on"}]
 
 
 def test_a_lossy_rung_gets_its_quality_or_says_why_not(tmp_path: Path) -> None:

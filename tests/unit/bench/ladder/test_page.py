@@ -31,6 +31,7 @@ return {
   rungs: rows("rungs"), without: rows("without"),
   bars: marks("rect.cost", "cost"), points: marks("circle", "value"),
   fetched: performance.getEntriesByType("resource").map(entry => entry.name),
+  tier: document.querySelector("#batch-tier").innerText,
   scripts: document.scripts.length};
 """
 
@@ -94,6 +95,14 @@ def test_bars_are_as_long_as_costs(seen: Any, climbed: Climb) -> None:
     for bar in seen["bars"]:
         share = bar["width"] / longest["width"]
         assert share == pytest.approx(bar["value"] / longest["value"], rel=0.01)
+
+
+def test_the_batch_tier_has_its_sentence(seen: Any) -> None:
+    assert seen["tier"] == (
+        "Batch tier, beside online traffic at 2.00 requests/s: a million output tokens cost 25.0000 instead of "
+        "100.0000 (4.00x), online TTFT p50/p99 0.200/0.800 s instead of 0.100/0.400 s, TPOT 0.200/0.800 s instead of "
+        "0.100/0.400 s."
+    )
 
 
 def test_curves_hold_the_latencies(seen: Any, climbed: Climb) -> None:

@@ -1,0 +1,78 @@
+"""What the batch tier is worth: work that may wait fills what online traffic leaves idle, on a machine paid for anyway.
+
+Online requests come at the ladder's common rate, first alone, then with a backlog of batch requests behind them, under
+the policy that puts deadlines first. The machine's price is divided by the tokens of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from nonet.bench.client import Target, send_all
+from nonet.bench.http import get_text
+from nonet.bench.ladder.measure import Plan, latency_items, starting_server
+from nonet.bench.ladder.result import BatchTier
+from nonet.bench.ladder.telemetry import parse_metrics
+from nonet.bench.metrics import RequestTimes, summarise
+from nonet.bench.workload import WorkItem
+from nonet.core.errors import NonetError
+
+__all__ = ["measure_batch_tier"]
+
+# The class of requests that may wait, as clients name it, and the policy that knows it.
+TIER = "flex"
+POLICY = {"policy": "slo"}
+
+
+def measure_batch_tier(settings: dict[str, str], plan: Plan) -> BatchTier:
+    """On top of `settings`; a failure is in the result, never raised."""
+    given = {**settings, **POLICY}
+    rate = plan.latency_rate_rps
+    assert rate, "the ladder's common rate is known by now"
+    try:
+        with starting_server(given, plan) as target:
+            alone, _, _ = asyncio.run(_online(target, plan, rate, "alone", ()))
+            backlog = [replace(item, service_tier=TIER) for item in plan.workload.items]
+            beside, tokens, seconds = asyncio.run(_online(target, plan, rate, "beside", backlog))
+    except (NonetError, OSError) as error:
+        return BatchTier(settings=given, rate_rps=rate, error=str(error) or type(error).__name__)
+    found = BatchTier(
+        settings=given,
+        rate_rps=rate,
+        alone=summarise(alone, plan.limits),
+        beside=summarise(beside, plan.limits),
+        tokens_per_s=tokens / seconds,
+    )
+    online_tokens = sum(one.output_tokens for one in beside)
+    if tokens <= online_tokens:
+        gone = "no batch request made a token beside the online ones: the tier did not act"
+        return msgspec.structs.replace(found, error=gone)
+    return found
+
+
+async def _online(
+    target: Target, plan: Plan, rate_rps: float, run: str, backlog: Sequence[WorkItem]
+) -> tuple[list[RequestTimes], float, float]:
+    """The online requests, tokens that the engine made of all classes until their last ended, and how long that was."""
+    items, due_s = latency_items(plan, rate_rps, f"batch tier {run}")
+    before = await _tokens(target)
+    start = time.monotonic()
+    behind = asyncio.create_task(send_all(target, backlog, [0.0] * len(backlog)))
+    online = await send_all(target, items, due_s)
+    seconds = time.monotonic() - start
+    tokens = await _tokens(target) - before
+    behind.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await behind
+    return online, tokens, seconds
+
+
+async def _tokens(target: Target) -> float:
+    found = parse_metrics(await get_text(target.url, "/metrics", target.api_key))
+    return found.get("nonet_generation_tokens", 0.0)
