@@ -1,4 +1,5 @@
-"""What the gateway costs: answers from the exact cache per second on one core, and what its layers add to a request.
+"""What the gateway costs: answers from the exact cache per second on one core, what its layers add to a request, and
+events of streams per second.
 
     python benchmarks/gateway.py --out benchmarks/<date>-<machine>-gateway
     python benchmarks/gateway.py --workdir ~/peers       # LiteLLM's proxy too, in a venv made there
@@ -33,6 +34,8 @@ from typing import Any
 import httpx
 import psutil
 
+from gateway_stream import Streams, measure_streams
+
 ROOT = Path(__file__).parents[1]
 CORES = sorted(os.sched_getaffinity(0))[:2]
 KEY = "sk-benchmark"
@@ -45,19 +48,29 @@ BODY = {
     "temperature": 0,
     "max_tokens": 64,
 }  # about 1 KiB
+STREAMED = {"model": "fake", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 256}
+STREAMS = (16, 64)
 LAYERS = {
     "exact cache": ["exact_cache"],
     "exact cache, ledger": ["exact_cache", "ledger"],
 }
 STARLETTE = """
-import sys, uvicorn
+import asyncio, json, sys, uvicorn
 from starlette.applications import Starlette
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 ANSWER = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"' \\
     + b"a" * 64 + b'"},"finish_reason":"length"}],"usage":{"prompt_tokens":1000,"completion_tokens":64}}'
+EVENT = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"fake","choices":[{"index":0,' \
+    + b'"delta":{"content":"a"},"logprobs":null,"finish_reason":null}]}\\n\\n'
+async def events(count):
+    for _ in range(count):
+        yield EVENT
+        await asyncio.sleep(0)
 async def answer(request):
-    await request.body()
+    asked = json.loads(await request.body())
+    if asked.get("stream"):
+        return StreamingResponse(events(asked["max_tokens"]), media_type="text/event-stream")
     return Response(ANSWER, media_type="application/json")
 app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="warning",
@@ -105,6 +118,7 @@ def main() -> int:
     os.sched_setaffinity(0, {CORES[1]})
     loads: list[Load] = []
     added: list[Added] = []
+    streams: list[Streams] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         servers: list[tuple[str, Any]] = [("bare Starlette", lambda: starlette())]
@@ -119,12 +133,24 @@ def main() -> int:
                 for connections in args.connections:
                     loads.append(load(name, url, pid, connections, args.seconds))
                     print(loads[-1], flush=True)
+        plain = [("no layers", []), ("exact cache, ledger", LAYERS["exact cache, ledger"])]
+        streaming = [
+            servers[0],
+            *[(name, lambda layers=x: nonet(scratch, layers)) for name, x in plain],
+        ]
+        for name, start in streaming:
+            with start() as (url, pid):
+                _move_engine(pid)
+                for number in STREAMS:
+                    found = measure_streams(name, url, pid, STREAMED, _headers(), number)
+                    streams.append(asyncio.run(found))
+                    print(streams[-1], flush=True)
         for _ in range(args.rounds):  # in turn, so that a disturbance meets both
             for name, layers in {"no layers": [], **LAYERS}.items():
                 with nonet(scratch, layers) as (url, _pid):
                     added.append(asyncio.run(latency(name, url, args.requests)))
                     print(added[-1], flush=True)
-    report(args, loads, added)
+    report(args, loads, added, streams)
     return 0
 
 
@@ -247,7 +273,9 @@ async def latency(name: str, url: str, requests: int) -> Added:
     return Added(name, len(seconds), round(1e3 * cuts[49], 3), round(1e3 * cuts[98], 3))
 
 
-def report(args: argparse.Namespace, loads: list[Load], added: list[Added]) -> None:
+def report(
+    args: argparse.Namespace, loads: list[Load], added: list[Added], streams: list[Streams]
+) -> None:
     lines = ["| server | connections | requests/s | p50 ms | p99 ms | CPU us/request | failed |"]
     lines.append("|---|---|---|---|---|---|---|")
     lines += [
@@ -256,6 +284,14 @@ def report(args: argparse.Namespace, loads: list[Load], added: list[Added]) -> N
     lines += ["", "| layers, nothing cached | requests | p50 ms | p99 ms |", "|---|---|---|---|"]
     lines += [
         "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in added
+    ]
+    lines += [
+        "",
+        "| streams of | streams | events | tokens | events/s | CPU us/event | events/s of the server's CPU time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in streams
     ]
     print("\n".join(lines))
     if args.out is None:
@@ -270,6 +306,7 @@ def report(args: argparse.Namespace, loads: list[Load], added: list[Added]) -> N
         "load_average": os.getloadavg(),
         "hits": [asdict(row) for row in loads],
         "added": [asdict(row) for row in added],
+        "streams": [asdict(row) for row in streams],
     }
     (args.out / "results.json").write_text(json.dumps(result, indent=1))
     (args.out / "results.md").write_text("\n".join(lines) + "\n")
@@ -292,6 +329,12 @@ def _started(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[by
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _move_engine(pid: int) -> None:
+    """The engine to the other core: what is measured is the server's process."""
+    for child in psutil.Process(pid).children(recursive=True):
+        child.cpu_affinity([CORES[1]])
 
 
 def _wait(url: str, limit_s: float = 30) -> None:

@@ -57,6 +57,7 @@ def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
         device="cpu",
         kernels="reference",
         recording=False,
+        overlap=False,
         threads=1,
         block_size=16,
         kv_format="float32",
