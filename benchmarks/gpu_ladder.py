@@ -16,8 +16,8 @@ from pathlib import Path
 from nonet.cli.main import run
 from shapes import SHAPES, write_shape, write_tokenizer
 
-PRESET = ["--dummy-weights", "--num-requests", "192", "--repeats", "2", "--rung-s", "12", "--latency-requests", "8",
-          "--anchor-requests", "32", "--budget-s", "400", "--price", "2.5",
+PRESET = ["--dummy-weights", "--num-requests", "128", "--repeats", "2", "--rung-s", "8", "--latency-requests", "6",
+          "--anchor-requests", "32", "--budget-s", "480", "--price", "2.5",
           "--max-ttft", "2", "--max-tpot", "0.05"]  # fmt: skip
 
 

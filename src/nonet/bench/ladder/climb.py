@@ -36,22 +36,22 @@ class Budget:
     seconds: float | None = None
     now: Callable[[], float] = time.monotonic
     _began: float = field(init=False)
-    _longest: float = field(init=False, default=0.0)
+    _latest: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self._began = self.now()
 
     def is_over(self) -> bool:
-        """Whether another measurement, as long as the longest since the first, would not fit."""
+        """Whether another measurement, as long as the latest one, would not fit: rungs get faster, not slower."""
         left = self.left_s
-        return left is not None and left < self._longest
+        return left is not None and left < self._latest
 
     @property
     def left_s(self) -> float | None:
         return None if self.seconds is None else self._began + self.seconds - self.now()
 
     def took(self, seconds: float) -> None:
-        self._longest = max(self._longest, seconds)
+        self._latest = seconds
 
 
 @dataclass(frozen=True, slots=True)

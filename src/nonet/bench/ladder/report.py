@@ -57,15 +57,15 @@ def base(climb: Climb) -> Measured | None:
 def differs(climb: Climb, one: Measured, other: Measured) -> bool:
     """Whether the runs of the two do not overlap; else nothing is claimed.
 
-    What ran once is given the largest spread of those that ran more often.
+    What ran once is given the largest spread of those that ran more often; where nothing did, nothing is known.
     """
     if not one.is_shown or not other.is_shown:
         return False
     known = [spread for each in (*climb.anchors, *climb.rungs, *climb.without)
              if (spread := each.spread) is not None]  # fmt: skip
-    (low, high), (other_low, other_high) = (
-        _range(each, max(known, default=0.0)) for each in (one, other)
-    )
+    if not known:
+        return False
+    (low, high), (other_low, other_high) = (_range(each, max(known)) for each in (one, other))
     return low > other_high or other_low > high
 
 

@@ -43,6 +43,19 @@ PLAN = Plan(
 )
 
 
+def test_one_run_has_the_spread_of_the_others_and_without_any_nothing_is_claimed() -> None:
+    climbed = a_climb()
+    single = measured("single", 70.0)
+    rungs = [measured("naive", 20.0, 40.0), measured("good", 62.0), single]
+    apart = msgspec.structs.replace(climbed, anchors=[], rungs=rungs, without=[])
+    shown = {step.measured.name: step.over_below for step in steps(apart)}
+    assert shown["good"] == pytest.approx(62 / 30)  # 30 +- 10 and 62 +- a third do not overlap
+    assert shown["single"] is None  # 70 and 62 +- a third do
+    once = [measured("naive", 20.0), measured("good", 62.0)]
+    unknown = msgspec.structs.replace(climbed, anchors=[], rungs=once, without=[])
+    assert [step.over_below for step in steps(unknown)] == [None, None]
+
+
 class Runs:
     """Stands in for servers: a technique that is on works, unless it is said to be broken."""
 
@@ -95,6 +108,14 @@ def test_what_failed_is_measured_again(tmp_path: Path) -> None:
     found = store.get("k")
     assert found is not None
     assert found.rates == [3.0]
+
+
+def test_what_takes_as_long_as_the_latest_must_fit() -> None:
+    budget = Budget(100.0, now=iter([0.0, 30.0, 60.0]).__next__)
+    budget.took(50.0)
+    assert not budget.is_over()
+    assert budget.is_over()
+    assert not Budget().is_over()
 
 
 def test_the_first_rung_sets_the_rate_of_the_latency_pass(tmp_path: Path) -> None:
@@ -241,10 +262,8 @@ def test_what_is_idle_in_the_full_stack_is_caught(tmp_path: Path) -> None:
 def test_a_budget_keeps_both_ends_and_leaves_the_rest_for_the_next_run(tmp_path: Path) -> None:
     names = ("naive", "a", "b", "c", "d")
     rungs = [grew(name) for name in names]
-    clock = iter(range(1000))
-    budget = Budget(100.0, now=lambda: 0.0)
-    budget.took(60.0)
-    budget.now = lambda: 25.0 * next(clock)
+    times = iter([0.0, 0.0, 50.0])  # begun, before naive, before d
+    budget = Budget(100.0, now=lambda: next(times, 101.0))
     runs = Runs()
     found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=True, budget=budget, run=runs)
     assert runs.asked == ["naive", "d"]
