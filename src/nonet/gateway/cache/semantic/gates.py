@@ -47,9 +47,10 @@ class Marks:
 
     order: tuple[tuple[str, str], ...]
     names: frozenset[str]  # words that were written with a capital inside a sentence
+    forms: dict[str, tuple[str, ...]]  # of each kind that occurs, in order
 
     def of(self, kind: str) -> tuple[str, ...]:
-        return tuple(form for its_kind, form in self.order if its_kind == kind)
+        return self.forms.get(kind, ())
 
 
 def marks_of(text: str) -> Marks:
@@ -68,7 +69,10 @@ def marks_of(text: str) -> Marks:
             order.append((kind, form))
     order += _marks_of_words(words)
     marks = tuple(_joined_numbers(order))
-    return Marks(marks, frozenset(names & {form for kind, form in marks if kind == "word"}))
+    forms: dict[str, tuple[str, ...]] = {}
+    for kind, form in marks:
+        forms[kind] = (*forms.get(kind, ()), form)
+    return Marks(marks, frozenset(names.intersection(forms.get("word", ()))), forms)
 
 
 def _negation(asked: Marks, kept: Marks) -> bool:
@@ -89,7 +93,9 @@ def _dates(asked: Marks, kept: Marks) -> bool:
 
 def _names(asked: Marks, kept: Marks) -> bool:
     """Capitals are often left out, so a name must be among the other's words, however written."""
-    return asked.names <= _forms(kept) and kept.names <= _forms(asked)
+    return not (asked.names or kept.names) or (
+        asked.names <= _forms(kept) and kept.names <= _forms(asked)
+    )
 
 
 def _code(asked: Marks, kept: Marks) -> bool:
@@ -97,7 +103,7 @@ def _code(asked: Marks, kept: Marks) -> bool:
 
 
 def _directions(asked: Marks, kept: Marks) -> bool:
-    return Counter(asked.of("direction")) == Counter(kept.of("direction"))
+    return sorted(asked.of("direction")) == sorted(kept.of("direction"))
 
 
 GATES: dict[str, Callable[[Marks, Marks], bool]] = {
@@ -128,8 +134,10 @@ def differences(
     """`+word` for what only the asked text has, `-word` for the kept one's, `one>two` for what is turned round."""
     found: set[str] = set()
     if "words" in gates:
-        mine, theirs = Counter(asked.of("word")), Counter(kept.of("word"))
-        found |= {f"+{word}" for word in mine - theirs} | {f"-{word}" for word in theirs - mine}
+        mine, theirs = asked.of("word"), kept.of("word")
+        if mine != theirs:
+            more, fewer = Counter(mine), Counter(theirs)
+            found |= {f"+{word}" for word in more - fewer} | {f"-{word}" for word in fewer - more}
     if "reversal" in gates:
         found |= _turned(asked, kept)
     return frozenset(found)
@@ -137,6 +145,8 @@ def differences(
 
 def _turned(asked: Marks, kept: Marks) -> set[str]:
     """Pairs of marks that both texts have, in another order."""
+    if asked.order == kept.order:
+        return set()
     here, there = _places(asked), _places(kept)
     shared = sorted(here.keys() & there.keys(), key=here.__getitem__)
     order = [there[mark] for mark in shared]
