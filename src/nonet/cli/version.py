@@ -7,6 +7,7 @@ from importlib import metadata
 
 from nonet.cli.flags import JsonFlag
 from nonet.cli.terminal import print_json
+from nonet.core.version import package_version
 
 __all__ = ["command", "version_text"]
 
@@ -22,4 +23,4 @@ def command(*, json: JsonFlag = False) -> int:
 
 
 def version_text() -> str:
-    return metadata.version("nonet")
+    return package_version()

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from nonet.config.resolved import Resolved
 from nonet.config.schema import GatewayConfig
 from nonet.core.catalogue import parse_spec
 from nonet.core.errors import ConfigError
+from nonet.core.version import package_version
 from nonet.gateway.pipeline import Layer, build_layers
 from nonet.gateway.site import Site
 from nonet.store.database import Database
@@ -81,7 +81,7 @@ def model_fingerprint(resolved: Resolved) -> bytes:
         for field in dataclasses.fields(resolved)
         if field.name not in NOT_IN_FINGERPRINT
     }
-    parts = [version("nonet"), plain, _files(Path(resolved.model_path))]
+    parts = [package_version(), plain, _files(Path(resolved.model_path))]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).digest()
 
 

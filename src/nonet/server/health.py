@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from nonet.core.errors import UnavailableError
+from nonet.core.version import package_version
 from nonet.server.call import Call
 from nonet.telemetry.metrics import CONTENT_TYPE
 
@@ -32,7 +31,7 @@ async def health(call: Call) -> None:
 
 
 async def version_info(call: Call) -> None:
-    await call.respond({"version": version("nonet")})
+    await call.respond({"version": package_version()})
 
 
 async def metrics(call: Call) -> None:
