@@ -17,12 +17,14 @@ import pytest
 
 from nonet.server.app import ROUTES
 from nonet.server.auth import OPEN_PATHS
+from nonet.server.playground import PAGE_PATHS
 from tests.system.harness import ROOT, RunningServer, start_server, wait_until
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE")
-CLOSED_PATHS = tuple(path for _, path, _ in ROUTES if path not in OPEN_PATHS)
+CLOSED_PATHS = tuple(path for _, path, _ in ROUTES if path not in OPEN_PATHS | PAGE_PATHS)
 ODD_PATHS = (
-    "/", "/nope", "/livez/", "//livez", "/livez/..", "/livez/../metrics", "/LIVEZ", "/livez%2f..%2fmetrics",
+    "/nope", "//", "/index.html", "/playground", "/playground.js/", "/playground.js.map",
+    "/livez/", "//livez", "/livez/..", "/livez/../metrics", "/LIVEZ", "/livez%2f..%2fmetrics",
     "/%6detrics", "/v1/models/", "/metrics/", "/livez;x", "/docs", "/openapi.json", "/admin",
 )  # fmt: skip
 
@@ -62,8 +64,12 @@ def test_route_table_is_what_we_think() -> None:
         ("GET", "/health"),
         ("GET", "/version"),
         ("GET", "/metrics"),
+        ("GET", "/"),
+        ("GET", "/playground.js"),
+        ("GET", "/playground.css"),
     }
     assert {"/livez", "/readyz", "/health"} == OPEN_PATHS
+    assert {"/", "/playground.js", "/playground.css"} == PAGE_PATHS
 
 
 @pytest.mark.parametrize("path", [*CLOSED_PATHS, *ODD_PATHS])
@@ -91,6 +97,14 @@ def test_right_keys_open(locked: RunningServer, key: str) -> None:
     headers = {"authorization": f"Bearer {key}".encode()}
     assert httpx.get(locked.url + "/metrics", headers=headers).status_code == 200
     assert httpx.get(locked.url + "/nope", headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize("path", sorted(PAGE_PATHS))
+def test_the_page_is_all_that_opens_without_a_key(locked: RunningServer, path: str) -> None:
+    for method in METHODS:
+        answer = httpx.request(method, locked.url + path)
+        assert answer.status_code == (200 if method in ("GET", "HEAD") else 401), method
+    assert "secret" not in locked.get(path).text
 
 
 def test_probes_are_open(locked: RunningServer) -> None:

@@ -33,6 +33,7 @@ from nonet.server.openai.responses.stored import (
     show_response,
 )
 from nonet.server.openai.tokenize import detokenize, tokenize
+from nonet.server.playground import PAGE_PATHS, PAGE_ROUTES
 from nonet.server.replays import Replays
 from nonet.server.state import ServerState
 from nonet.server.usage import usage
@@ -65,6 +66,7 @@ ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("GET", "/health", health.health),
     ("GET", "/version", health.version_info),
     ("GET", "/metrics", health.metrics),
+    *PAGE_ROUTES,
 )
 
 
@@ -92,7 +94,9 @@ class _Door:
             return
         state = self._state
         call = Call(scope, receive, send, state)
-        is_probe = scope["path"] in OPEN_PATHS
+        path = scope["path"]
+        is_page = path in PAGE_PATHS and scope["method"] in ("GET", "HEAD")
+        is_probe = is_page or path in OPEN_PATHS
         try:
             state.hosts.check(header(scope, b"host"))
             if not is_probe:

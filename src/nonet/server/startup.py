@@ -42,6 +42,7 @@ def startup_table(info: EngineInfo, resolved: Resolved, url: str, curl: str) -> 
         *_adapters(info, resolved, why),
         ("loaded in", f"{info.load_s:.1f} s", ""),
         ("listening on", url, ""),
+        ("playground", f"{url}/", ""),
     ]
     width = max(len(name) for name, _, _ in rows)
     lines = [

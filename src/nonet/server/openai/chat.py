@@ -188,6 +188,7 @@ class _ChatChunks:
     def __init__(
         self, call: Call, body: ChatRequest, name: str, prompt_ids: list[int], num_choices: int
     ) -> None:
+        self._call = call
         self._tokenizer: Tokenizer = call.state.tokenizer
         self._body = body
         self._prompt_ids = prompt_ids
@@ -254,7 +255,10 @@ class _ChatChunks:
         return self._chunk([choice], extra)
 
     def ending(self, usage: Usage) -> bytes:
-        return stream_ending(self._head, usage if wants_usage(self._body) else None)
+        options, reply = self._body.stream_options, self._call.reply
+        wants_cost = options is not None and options.include_cost
+        cost = reply.outcome.cost if reply is not None and wants_cost else None
+        return stream_ending(self._head, usage if wants_usage(self._body) else None, cost)
 
     def failure(self, error: NonetError) -> bytes:
         return stream_failure(error)

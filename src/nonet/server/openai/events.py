@@ -20,11 +20,14 @@ def chunk(body: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
-def stream_ending(head: dict[str, Any], usage: Usage | None) -> bytes:
-    """The usage chunk, when it was asked for, and the mark of the end."""
+def stream_ending(head: dict[str, Any], usage: Usage | None, cost: str | None = None) -> bytes:
+    """The usage chunk, when it was asked for, and the mark of the end; `cost` is told where it is known."""
     if usage is None:
         return DONE
-    return chunk({**head, "choices": [], "usage": completion_usage(usage)}) + DONE
+    told = completion_usage(usage)
+    if cost is not None:
+        told["cost"] = cost
+    return chunk({**head, "choices": [], "usage": told}) + DONE
 
 
 def stream_failure(error: NonetError) -> bytes:

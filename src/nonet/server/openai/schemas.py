@@ -27,6 +27,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     """How a stream reports."""
 
     include_usage: bool | None = None
+    include_cost: bool | None = None  # an extension: in the usage, where a ledger prices
 
 
 class ContentPart(msgspec.Struct, frozen=True):
