@@ -36,9 +36,9 @@ DROPPED = ("$schema", "$id", "id", "$comment", "definitions", "$defs", "$anchor"
 EACH = ("properties", "patternProperties")
 LISTS = ("allOf", "anyOf", "prefixItems")
 SINGLE = ("items", "additionalProperties")
-MOST_NODES = 20_000  # of the result; `not` and `oneOf` can multiply
+MOST_NODES = 4_000  # of the result; `not` and `oneOf` can multiply
 DEPTH = 12  # of references within opposites
-PLACES = 3  # at which an element that an array must contain may stand
+PLACES = 2  # at which an element that an array must contain may stand
 OBJECT = {"properties", "patternProperties", "additionalProperties", "propertyNames", "required"}
 
 
@@ -105,9 +105,7 @@ class _Writer:
             return schema
         if not isinstance(schema, Mapping):
             raise InvalidRequestError("a part of the schema is no schema")
-        self._left -= 1
-        if self._left < 0:
-            raise InvalidRequestError("the schema's not, oneOf and if multiply into too many cases")
+        self._count()
         values = self._listed(schema) if _has_logic(schema) or self._names_logic(schema) else None
         if values is not None:
             kept = [one for one in values if holds(one, schema, self._root)]
@@ -139,6 +137,16 @@ class _Writer:
         if False in parts or False in rest.get("allOf", ()) or rest.get("anyOf") == []:
             return False
         return all_of(rest, [one for one in parts if one is not True])
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise InvalidRequestError("the schema's not, oneOf and if multiply into too many cases")
+
+    def _ask(self) -> None:
+        self._root.left -= 1
+        if self._root.left < 0:
+            raise InvalidRequestError("the schema's references lead on for too long")
 
     def _spell(self, rest: dict[str, Any], schema: Mapping[str, Any]) -> None:
         """In `rest`, for each name that there is, what its value must be."""
@@ -178,6 +186,7 @@ class _Writer:
 
     def _listed(self, schema: Schema, depth: int = 0) -> list[Any] | None:
         """The few values that the schema could allow, if it lists them."""
+        self._ask()
         if not isinstance(schema, Mapping) or depth > DEPTH:
             return None
         if "const" in schema:
@@ -247,6 +256,7 @@ class _Writer:
 
     def _apart(self, first: Schema, second: Schema) -> bool:
         """Whether it is plain to see that no value satisfies both."""
+        self._ask()
         a, b = self._flat(first), self._flat(second)
         if a is None or b is None:
             return False
@@ -316,9 +326,7 @@ class _Writer:
             return [] if schema else [True]
         if not isinstance(schema, Mapping) or depth > DEPTH:
             return []
-        self._left -= 1
-        if self._left < 0:
-            raise InvalidRequestError("the schema's not, oneOf and if multiply into too many cases")
+        self._count()
         if "$ref" in schema:
             return [no for one in self._opened(schema) for no in self.negated(one, depth + 1)]
         schema = modern(schema)

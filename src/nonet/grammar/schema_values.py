@@ -13,7 +13,9 @@ __all__ = ["Root", "holds", "same"]
 
 DEPTH = 24  # of references within references, before it is given up
 BEYOND = {"unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
-MOST_TEXT = 1000  # characters that a pattern is tried on
+MOST_QUESTIONS = 200_000  # about one schema, before nothing is known any more
+MOST_TEXT = 64  # characters that a pattern is tried on
+MOST_PATTERN = 400  # characters of it
 
 
 class Root:
@@ -24,6 +26,7 @@ class Root:
 
     def __init__(self, schema: Any) -> None:
         self.schema = schema
+        self.left = MOST_QUESTIONS
         draft = str(schema.get("$schema", "")) if isinstance(schema, Mapping) else ""
         self.is_old = any(f"draft-0{n}" in draft for n in (3, 4, 6, 7))
 
@@ -61,7 +64,8 @@ def holds(value: Any, schema: Any, root: Root, depth: int = 0) -> bool | None:
     """
     if isinstance(schema, bool):
         return schema
-    if not isinstance(schema, Mapping) or depth > DEPTH or BEYOND & schema.keys():
+    root.left -= 1
+    if not isinstance(schema, Mapping) or depth > DEPTH or root.left < 0 or BEYOND & schema.keys():
         return None
     if "$ref" in schema:
         try:
@@ -184,12 +188,23 @@ def _of_string(value: Any, schema: Mapping[str, Any]) -> bool | None:
 
 def _matches(pattern: Any, text: str) -> bool | None:
     """Python's expressions are those of JSON Schema but for rarities; what fails to compile is not known."""
-    if len(text) > MOST_TEXT or len(str(pattern)) > MOST_TEXT:
+    if len(text) > MOST_TEXT or not isinstance(pattern, str) or not _is_quick(pattern):
         return None
     try:
         return re.search(pattern, text) is not None
-    except (re.error, RecursionError, TypeError):
+    except (re.error, RecursionError, OverflowError):
         return None
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether no text of MOST_TEXT characters can keep the search busy: it backtracks, and a client chose the pattern.
+
+    >>> _is_quick("^a.*z$"), _is_quick("(a+)+$"), _is_quick("a*a*a*a*b")
+    (True, False, False)
+    """
+    if len(pattern) > MOST_PATTERN or re.search(r"\)[*+?{]", pattern):
+        return False
+    return len(re.findall(r"[*+{]", pattern)) <= 3 and pattern.count("|") <= 8
 
 
 def _of_array(value: Any, schema: Mapping[str, Any], root: Root, depth: int) -> bool | None:

@@ -307,3 +307,22 @@ def test_a_schema_without_logic_is_left_as_it_is() -> None:
     schema = {**AB, "title": "A", "examples": [{"not": 1}], "enum": [{"oneOf": 1}]}
     assert plain(schema) == schema
     assert len(list(alternatives(json.dumps(AB)))) <= 2
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*$", "a*a*a*a*a*a*b", "|".join(["a?"] * 40), "(a{1,9}){1,9}$"]
+)
+def test_a_pattern_that_could_be_searched_for_ever_is_not_tried(pattern: str) -> None:
+    assert holds("a" * 60, {"pattern": pattern}, Root({})) is None
+
+
+def test_questions_about_one_schema_are_counted() -> None:
+    """References that double at each level."""
+    definitions = {str(i): {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(22)}
+    schema = {
+        "$defs": {**definitions, "22": {"type": "null"}},
+        "enum": [1],
+        "not": {"$ref": "#/$defs/0"},
+    }
+    with pytest.raises(InvalidRequestError):
+        plain(schema)
