@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "dense_matrix.h"
 #include "tile.h"
 
 namespace nonet {
@@ -77,6 +78,17 @@ StreamTile dense_tile(int rows, int panels) {
 template <Element E>
 void multiply_block(const uint32_t* left, int rows, const uint32_t* right, int panels, int steps, const float* start,
                     float* out, ptrdiff_t out_stride) {
+#if defined(NONET_MATRIX_UNIT)
+  const int whole = steps / kMatrixSteps * kMatrixSteps;
+  if (E == Element::kBfloat16 && whole > 0 && has_matrix_unit()) {
+    matrix_block(left, kDenseRowUnits, rows, right, panels, whole, start, out, out_stride);
+    if (whole == steps) return;
+    left += whole;
+    right += (ptrdiff_t)whole * panels * kLanes;
+    steps -= whole;
+    start = nullptr;
+  }
+#endif
   for (int r = 0; r < rows; r += kTileRows)
     dense_tile<E>(std::min(kTileRows, rows - r), panels)(left + r * kDenseRowUnits, right, steps, start,
                                                          out + r * out_stride, out_stride);
