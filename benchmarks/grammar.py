@@ -48,6 +48,7 @@ BFCL = ("simple_python", "multiple", "parallel", "parallel_multiple", "live_simp
         "live_parallel_multiple")  # fmt: skip
 # The types of BFCL's functions are Python's.
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}
+ATTEMPTS = 6  # for a server that is busy (429), as clients have it
 MOST_SCHEMA = 4000  # characters of a schema that the prompt shows; the grammar holds all of it
 
 
@@ -120,7 +121,12 @@ async def ask_all(arguments: argparse.Namespace, url: str, cases: list[Case]) ->
                 "temperature": 1.0 if arguments.model == RANDOM else arguments.temperature,
                 "seed": seed,
             }
-            outcome = judged(case, await client.post("/v1/chat/completions", json=body))
+            for attempt in range(ATTEMPTS):
+                response = await client.post("/v1/chat/completions", json=body)
+                if response.status_code != 429:
+                    break
+                await asyncio.sleep(2.0**attempt)
+            outcome = judged(case, response)
         done += 1
         if done % 20 == 0:
             print(f"{done} of {len(cases)}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from nonet.core.errors import InvalidRequestError, OverloadedError
 from nonet.core.grammar import Grammar
@@ -14,59 +15,87 @@ from nonet.grammar.base import GrammarCompiler
 __all__ = ["GrammarGate"]
 
 COMPILE_LIMIT_S = 2.0
+MAX_LATE = 2  # grammars past their limit that may take a core each
+BUSY = "the compiler of grammars is busy; try again later"
 TURN_LIMIT_S = 10.0  # for a turn on the compiling thread
 
 
 class GrammarGate:
-    """One thread that compiles. A grammar that takes longer than the limit is refused."""
+    """One thread that compiles. A grammar that takes longer than the limit is refused, and another thread goes on.
+
+    What is late still runs to its end, as nothing can stop it; with too many of these nobody else is let in meanwhile.
+    """
 
     def __init__(self, compiler: GrammarCompiler, limit_s: float = COMPILE_LIMIT_S) -> None:
         self._compiler = compiler
         self._limit_s = limit_s
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._pool = self._new_pool()
+        self._num_late = 0
+        self._turn = asyncio.Lock()
 
     async def made(self, make: Callable[[], Grammar | None], param: str) -> Grammar | None:
         """What `make`, which runs on the compiling thread too, returns; it has then been compiled.
 
         InvalidRequestError, which names `param`, for a grammar that the engine could not use.
         """
+        try:
+            await asyncio.wait_for(self._turn.acquire(), TURN_LIMIT_S)
+        except TimeoutError:
+            raise OverloadedError(BUSY) from None
+        try:
+            return await self._compiled(make, param)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error), param) from None
+        finally:
+            self._turn.release()
+
+    async def _compiled(self, make: Callable[[], Grammar | None], param: str) -> Grammar | None:
         loop = asyncio.get_running_loop()
-        has_turn = asyncio.Event()
 
         def work() -> Grammar | None:
-            self._compiler.load()
-            loop.call_soon_threadsafe(has_turn.set)
             grammar = make()
             if grammar is not None:
                 check("grammar", grammar.text, param=param)
                 self._compiler.compile(grammar)
             return grammar
 
+        ready = loop.run_in_executor(self._pool, self._compiler.load)
+        try:
+            await asyncio.wait_for(asyncio.shield(ready), TURN_LIMIT_S)
+        except TimeoutError:
+            ready.add_done_callback(_forgotten)
+            raise OverloadedError(BUSY) from None
         job = loop.run_in_executor(self._pool, work)
         try:
-            await self._turn(has_turn, job)
             return await asyncio.wait_for(asyncio.shield(job), self._limit_s)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(str(error), param) from None
         except TimeoutError:
-            job.add_done_callback(lambda done: done.exception())  # nobody else asks for it
+            self._leave(job)
             raise InvalidRequestError(
-                f"the grammar took longer than {self._limit_s:g} s to compile; make it simpler",
-                param,
+                f"the grammar took longer than {self._limit_s:g} s to compile; make it simpler"
             ) from None
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _turn(self, has_turn: asyncio.Event, job: asyncio.Future[Grammar | None]) -> None:
-        """Wait until the job is under way, or over."""
-        turn = asyncio.ensure_future(has_turn.wait())
-        try:
-            done, _ = await asyncio.wait(
-                (turn, job), timeout=TURN_LIMIT_S, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            turn.cancel()
-        if not done:
-            job.cancel()
-            raise OverloadedError("the compiler of grammars is busy; try again later")
+    def _leave(self, job: asyncio.Future[Grammar | None]) -> None:
+        """Let a late job run on by itself."""
+
+        def over(done: asyncio.Future[Grammar | None]) -> None:
+            self._num_late -= 1
+            _forgotten(done)
+
+        self._num_late += 1
+        job.add_done_callback(over)
+        if self._num_late <= MAX_LATE:
+            self._pool.shutdown(wait=False)
+            self._pool = self._new_pool()
+
+    @staticmethod
+    def _new_pool() -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+
+def _forgotten(done: asyncio.Future[Any]) -> None:
+    """Look at the end of a job that nobody waits for any more, or asyncio would complain."""
+    if not done.cancelled():
+        done.exception()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 
 import pytest
 from grammar_cases import VOCAB, compiler, legal
@@ -88,3 +90,39 @@ def test_it_stands_for_what_is_made_once() -> None:
     assert deferred.is_compiled(WORDS)
     assert legal(made[0], deferred.start(WORDS)) == legal(made[0], made[0].start(WORDS))
     assert len(made) == 1
+
+
+class _Slow:
+    """A compiler whose grammars take as long as a gate is shut."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+
+    def load(self) -> None: ...
+
+    def compile(self, grammar: Grammar) -> None:
+        if grammar.kind == "regex":
+            assert self.may_end.wait(20)
+
+
+async def test_a_grammar_that_is_late_does_not_hold_up_others() -> None:
+    slow = _Slow()
+    gate = GrammarGate(slow, limit_s=0.05)  # type: ignore[arg-type]
+    late = Grammar("regex", "a")
+    try:
+        for _ in range(2):
+            with pytest.raises(InvalidRequestError, match=r"longer than 0\.05 s"):
+                await gate.made(lambda: late, "guided_regex")
+            assert await gate.made(lambda: WORDS, "guided_choice") == WORDS
+        with pytest.raises(InvalidRequestError, match=r"longer than 0\.05 s"):
+            await gate.made(lambda: late, "guided_regex")
+        waiting = asyncio.ensure_future(gate.made(lambda: WORDS, "guided_choice"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "three that are late are too many"
+        slow.may_end.set()
+        assert await waiting == WORDS
+        await asyncio.sleep(0.05)
+        assert gate._num_late == 0
+    finally:
+        slow.may_end.set()
+        gate.close()
