@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ async def create_response(call: Call) -> None:
     prompt = await response_prompt(call, body)
     check_fits(model, prompt.ids, params.max_tokens, "input")
     params = prompt.form.shaped(params, model.vocab_size)
-    name = f"resp_{uuid.uuid4().hex}"
+    name = f"resp_{secrets.token_hex(16)}"
     generation = Generation(
         call,
         engine_requests(call, name, [prompt.ids], params, terms_of(fields)),
