@@ -34,7 +34,7 @@ from nonet.embed import EMBEDDERS
 from nonet.embed.base import Embedder, Vectors
 from nonet.gateway.answer import Ask, Caller, ChoiceText, Conversation, Outcome, Reply, Usage
 from nonet.gateway.cache.semantic.evidence import RATES, Evidence, upper_bound
-from nonet.gateway.cache.semantic.gates import marks_of
+from nonet.gateway.cache.semantic.gates import differences, marks_of, refusal
 from nonet.gateway.cache.semantic.index import Index
 from nonet.gateway.cache.semantic.layer import SemanticCache
 from nonet.gateway.cache.semantic.partition import Partition, Rules
@@ -144,6 +144,7 @@ def _adversarial(
         embedder.embed([embedder.encode(text) for text in texts])
         for texts in ([pair.kept for pair in suite], [pair.asked for pair in suite])
     )
+    found["pass all gates"] = _let_pass(suite)
     likeness = (kept * asked).sum(1)
     found["mean_similarity"] = float(likeness.mean())
     found["fixed"] = {str(limit): int((likeness >= limit).sum()) for limit in FIXED}
@@ -166,14 +167,22 @@ def _some(made: list[Pair], count: int = 2000) -> list[Pair]:
     return random.Random(0).sample(made, min(count, len(made)))
 
 
-def _served(stream: Stream, suite: Sequence[Pair], vectors: Vectors) -> dict[str, int]:
-    """Pairs by kind that would be hits, of whatever entry."""
+def _served(stream: Stream, suite: Sequence[Pair], vectors: Vectors) -> dict[str, Any]:
+    """Pairs by kind that would be hits, of whatever entry, and some of them."""
     served = [
-        pair.kind
+        (pair, look.question.text)
         for pair, vector in zip(suite, vectors, strict=True)
-        if stream.look(vector, marks_of(pair.asked)).fits
+        if (look := stream.look(vector, marks_of(pair.asked))).fits and look.question is not None
     ]
-    return {"all": len(served), **Counter(served)}
+    shown = [[pair.asked, entry] for pair, entry in served[:5]]
+    counts = Counter(pair.kind for pair, _ in served)
+    return {"all": len(served), **counts, **({"asked and entry": shown} if shown else {})}
+
+
+def _let_pass(suite: Sequence[Pair]) -> int:
+    """Pairs that no gate refuses, were every entry trusted at every similarity."""
+    marks = [(marks_of(pair.asked), marks_of(pair.kept)) for pair in suite]
+    return sum(refusal(one, two) is None and not differences(one, two) for one, two in marks)
 
 
 class _Remembering:
