@@ -287,8 +287,8 @@ def report(
     ]
     lines += [
         "",
-        "| streams of | streams | events | tokens | events/s | CPU us/event | events/s of the server's CPU time |",
-        "|---|---|---|---|---|---|---|",
+        "| streams of | streams | events | tokens | tokens/s | events/s | CPU us/event | events/s of the server's CPU time |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in streams

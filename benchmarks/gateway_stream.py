@@ -24,6 +24,7 @@ class Streams:
     streams: int
     events: int
     tokens: int  # asked for: a stream that is behind sends several in one event
+    tokens_per_s: float
     events_per_s: float
     cpu_us_per_event: float  # of the server's process alone
     events_per_cpu_s: float
@@ -47,6 +48,7 @@ async def measure_streams(
         streams=streams,
         events=events,
         tokens=streams * int(body["max_tokens"]),
+        tokens_per_s=round(streams * int(body["max_tokens"]) / wall_s),
         events_per_s=round(events / wall_s),
         cpu_us_per_event=round(1e6 * cpu_s / events, 1),
         events_per_cpu_s=round(events / cpu_s),
