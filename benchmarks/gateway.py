@@ -287,7 +287,7 @@ def report(
     ]
     lines += [
         "",
-        "| streams of | streams | events | tokens | tokens/s | events/s | CPU us/event | events/s of the server's CPU time |",
+        "| streams of | streams | events | tokens | tokens/s | events/s | CPU us/event | events per CPU s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
