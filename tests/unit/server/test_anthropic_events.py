@@ -9,6 +9,7 @@ import pytest
 from tests.data.sse import order, parse_events
 
 from nonet.core.errors import EngineDeadError
+from nonet.gateway.answer import CallDelta
 from nonet.server.anthropic.events import MessageEvents, MessageHead, whole_message
 from nonet.server.generation import ChoiceText, Usage
 
@@ -30,6 +31,49 @@ def recorded(name: str) -> list[tuple[str, Any]]:
 def test_order_is_that_of_a_recording() -> None:
     pieces = [ChoiceText(0, "a"), ChoiceText(0, ""), ChoiceText(0, "b", finish_reason="stop")]
     assert order(stream(pieces)) == order(recorded("basic_response"))
+
+
+def test_order_of_a_call_is_that_of_a_recording() -> None:
+    """Text, then a call of a tool whose arguments come in pieces."""
+    pieces = [
+        ChoiceText(0, "I'll "),
+        ChoiceText(0, "check.", calls=[CallDelta(0, "toolu_1", "get_weather")]),
+        ChoiceText(0, calls=[CallDelta(0, arguments='{"city":')]),
+        ChoiceText(0, calls=[CallDelta(0, arguments=' "Paris"}')]),
+        ChoiceText(0, finish_reason="stop", ends_in_calls=True),
+    ]
+    ours, theirs = stream(pieces), recorded("tool_use_response")
+    assert order(ours) == order(theirs)
+    blocks = [
+        [e["content_block"] for n, e in one if n == "content_block_start"] for one in (ours, theirs)
+    ]
+    for mine, block in zip(*blocks, strict=True):
+        assert mine["type"] == block["type"]
+        assert block.keys() <= mine.keys() | {"citations", "caller"}
+    kinds = [
+        [e["delta"]["type"] for n, e in one if n == "content_block_delta"] for one in (ours, theirs)
+    ]
+    assert set(kinds[0]) == set(kinds[1]) == {"text_delta", "input_json_delta"}
+    assert dict(ours)["message_delta"]["delta"]["stop_reason"] == "tool_use"
+    parts = [e["delta"].get("partial_json", "") for n, e in ours if n == "content_block_delta"]
+    assert "".join(parts) == '{"city": "Paris"}'
+
+
+def test_thoughts_are_a_block_before_the_text() -> None:
+    pieces = [
+        ChoiceText(0, thought="hm"),
+        ChoiceText(0, "Yes", thought=", so", finish_reason="stop"),
+    ]
+    events = stream(pieces)
+    starts = [e["content_block"] for n, e in events if n == "content_block_start"]
+    assert starts == [
+        {"type": "thinking", "thinking": "", "signature": ""}, {"type": "text", "text": ""},
+    ]  # fmt: skip
+    assert [e["index"] for n, e in events if n == "content_block_stop"] == [0, 1]
+    cut = ChoiceText(0, calls=[CallDelta(0, "t", "f", '{"a": 1')], finish_reason="length")
+    whole = whole_message(HEAD, cut, USAGE)
+    assert whole["content"][0]["input"] == {"partial_json": '{"a": 1'}
+    assert whole["stop_reason"] == "max_tokens"
 
 
 def test_each_event_has_the_fields_of_the_recorded_one() -> None:
