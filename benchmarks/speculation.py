@@ -92,7 +92,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        name = f"{arguments.what}-{Path(arguments.model).stem}-{arguments.device}{arguments.suffix}.json"
+        name = f"{arguments.what}-{Path(arguments.model).name}-{arguments.device}{arguments.suffix}.json"
         target = arguments.out / name
         target.write_text(json.dumps({**_facts(arguments), **rows}, indent=1) + "\n")
 
