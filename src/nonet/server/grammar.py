@@ -14,7 +14,7 @@ from nonet.grammar.base import GrammarCompiler
 
 __all__ = ["GrammarGate"]
 
-COMPILE_LIMIT_S = 2.0
+COMPILE_LIMIT_S = 3.0
 MAX_LATE = 2  # grammars past their limit that may take a core each
 BUSY = "the compiler of grammars is busy; try again later"
 TURN_LIMIT_S = 10.0  # for a turn on the compiling thread
