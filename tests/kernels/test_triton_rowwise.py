@@ -11,6 +11,7 @@ from tests.kernels.gpu_cases import DEVICE, DTYPES, INTERPRETER_WARNINGS
 pytest.importorskip("triton", reason="triton is not installed")
 
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
+from nonet.kernels.triton.scaled import Scaled  # isort: skip
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
 LIMIT = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -80,3 +81,28 @@ def test_linear_adds_its_bias(both: tuple[TritonOps, ReferenceOps]) -> None:
     x, weight, bias = values(ops, 3, 64), values(ops, 40, 64, seed=1), values(ops, 40, seed=2)
     expected = reference.linear(x, reference.pack(weight, bias))
     assert_near(ops, ops.linear(x, ops.pack(weight, bias)), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_scales_are_taken_in_on_the_way(both: tuple[TritonOps, ReferenceOps], tokens: int) -> None:
+    """What follows a product that waits for its scales sees the scaled product."""
+    ops, _ = both
+    numbers = values(ops, tokens, 640)
+    rows = torch.rand(tokens, 1, device=ops.device) + 0.5
+    columns = torch.rand(640, device=ops.device) + 0.5
+    exact = (numbers.float() * rows * columns).to(ops.dtype)
+    weight = torch.rand(640, device=ops.device) + 0.5
+
+    def waiting() -> Scaled:
+        return Scaled(numbers.clone(), rows, columns)
+
+    assert_near(ops, waiting().settle(), exact)
+    assert_near(ops, ops.gated(waiting(), "silu"), ops.gated(exact, "silu"))
+    assert_near(ops, ops.rms_norm(waiting(), weight, 1e-5), ops.rms_norm(exact, weight, 1e-5))
+    first, second = values(ops, tokens, 640, seed=2), values(ops, tokens, 640, seed=2)
+    assert_near(
+        ops,
+        ops.add_rms_norm(waiting(), first, weight, 1e-5),
+        ops.add_rms_norm(exact, second, weight, 1e-5),
+    )
+    assert_near(ops, first, second)

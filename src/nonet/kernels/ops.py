@@ -28,6 +28,7 @@ __all__ = [
     "LowRankFactors",
     "Ops",
     "PackedLinear",
+    "Product",
     "QKVLayout",
     "Recording",
     "SamplingKernels",
@@ -41,6 +42,10 @@ WeightMatrix = torch.Tensor | GroupwiseTensor | Float8Tensor
 
 # What `pack` returns is known only to the implementation that made it.
 PackedLinear = Any
+
+# What `linear` makes: a tensor [T, N], or what the operations after it read as one. `rope_store`, `gated`, both norms
+# and `lora` take it; nothing else may look inside.
+Product = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +172,13 @@ class Ops(Protocol):
         """
         ...
 
-    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         """x [T, K] times the weight transposed, plus its bias: [T, N]."""
         ...
 
     def lora(
-        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
-    ) -> torch.Tensor:
+        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> Product:
         """Adds to out [T, N], in place, second * (first * x) of each token's slot, float32 inside; returns `out`.
 
         x [T, K]; slots int32 [T], 0 adds nothing. `out` is what `linear` made of `x`.
@@ -192,23 +197,23 @@ class Ops(Protocol):
         """Rows of the table [V, M] at token_ids [T] (int32), times scale: [T, M]."""
         ...
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, x: Product, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x / sqrt(mean(x**2) + eps) * weight over the last dimension, in float32 inside."""
         ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, x: Product, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         """Adds x to `residual` in place, then norms it: returns the normed [T, M]."""
         ...
 
-    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate_up: Product, activation: Activation) -> torch.Tensor:
         """activation(first half) * second half: [T, 2 I] to [T, I]."""
         ...
 
     def rope_store(
         self,
-        qkv: torch.Tensor,
+        qkv: Product,
         layout: QKVLayout,
         cos_sin: torch.Tensor,
         cache: LayerCache,

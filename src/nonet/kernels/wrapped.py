@@ -14,6 +14,7 @@ from nonet.kernels.ops import (
     LowRankFactors,
     Ops,
     PackedLinear,
+    Product,
     QKVLayout,
     Recording,
     StepShape,
@@ -36,12 +37,12 @@ class WrappedOps:
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         return self.inner.pack(weight, bias)
 
-    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         return self.inner.linear(x, weight)
 
     def lora(
-        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
-    ) -> torch.Tensor:
+        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> Product:
         return self.inner.lora(out, x, factors, slots)
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None) -> torch.Tensor:
@@ -53,20 +54,20 @@ class WrappedOps:
     def embed(self, token_ids: torch.Tensor, table: PackedLinear, scale: float) -> torch.Tensor:
         return self.inner.embed(token_ids, table, scale)
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, x: Product, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self.inner.rms_norm(x, weight, eps)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, x: Product, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         return self.inner.add_rms_norm(x, residual, weight, eps)
 
-    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate_up: Product, activation: Activation) -> torch.Tensor:
         return self.inner.gated(gate_up, activation)
 
     def rope_store(
         self,
-        qkv: torch.Tensor,
+        qkv: Product,
         layout: QKVLayout,
         cos_sin: torch.Tensor,
         cache: LayerCache,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nonet.core.model_spec import ModelSpec
-from nonet.kernels.ops import Ops, QKVLayout
+from nonet.kernels.ops import Ops, Product, QKVLayout
 from nonet.layers.forward_step import ForwardStep
 from nonet.layers.parameters import Parameters
 
@@ -34,7 +34,7 @@ class Attention:
         self._q_norm = parameters.norm(f"{prefix}.q_norm") if spec.qk_norm else None
         self._k_norm = parameters.norm(f"{prefix}.k_norm") if spec.qk_norm else None
 
-    def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: ForwardStep) -> Product:
         """x [T, M], normed, to [T, M]; writes this step's keys and values to the cache."""
         ops, spec = self._ops, self._spec
         cache, inputs = step.caches[self._index], step.inputs[self._index]

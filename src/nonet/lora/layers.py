@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nonet.kernels.ops import LowRankFactors, Ops, PackedLinear, Recording, StepShape
+from nonet.kernels.ops import LowRankFactors, Ops, PackedLinear, Product, Recording, StepShape
 from nonet.kernels.wrapped import WrappedOps
 from nonet.layers.forward_step import AdapterRows
 from nonet.layers.parameters import Parameters
@@ -40,7 +40,7 @@ class LoraOps(WrappedOps):
         super().__init__(inner)
         self.rows = AdapterRows(torch.zeros(0, dtype=torch.int32, device=inner.device))
 
-    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         if not isinstance(weight, AdaptedLinear):
             return self.inner.linear(x, weight)
         out = self.inner.linear(x, weight.base)

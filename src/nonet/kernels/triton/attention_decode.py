@@ -34,12 +34,16 @@ MERGED = 8192  # elements of partial results merged at a time
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiling:
-    """tile: cache entries taken at a time. programs: how many share the work, a multiple of the multiprocessors."""
+    """tile: cache entries taken at a time. programs: how many share the work, a multiple of the multiprocessors.
+
+    least: tiles that a program takes at least, for merging parts costs as much as reading some.
+    """
 
     tile: int
     warps: int
     stages: int
     programs: int
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ def attend_few(
         TILE=tiling.tile,
         SEQS=triton.next_power_of_2(max(16, num_seqs)),
         PROGRAMS=tiling.programs,
+        LEAST=tiling.least,
         PARTS=max(1, MERGED // (used_rows * block)),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
@@ -146,7 +151,7 @@ def _attend_few(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
     PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    IS_CODED: tl.constexpr,
+    IS_CODED: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
@@ -155,7 +160,7 @@ def _attend_few(
     )
     ends = tl.cumsum(tiles_of, 0) * K
     everything = tl.sum(tiles_of, 0) * K
-    share = tl.cdiv(everything, PROGRAMS)
+    share = tl.maximum(tl.cdiv(everything, PROGRAMS), LEAST)
     at = program * share
     stop = tl.minimum(at + share, everything)
     while at < stop:

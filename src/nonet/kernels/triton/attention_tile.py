@@ -4,8 +4,8 @@ FlashAttention's recurrence (arXiv 2205.14135, 2307.08691) in base 2: `high` is 
 log2(e), `total` the sum of 2 ** (score - high), `acc` the same sum over values. Rows that see nothing keep
 high = -inf and total = 0.
 
-Keys and values may be codes (kernels/triton/cache.py): they are multiplied as they are, each as exact a number of q's
-type as of its own; a key's scale goes to its scores, a value's scale to its weights.
+Keys and values may be codes (kernels/triton/cache.py): they are multiplied as they are, for a 16-bit float holds each
+exactly; a key's scale goes to its scores, a value's scale to its weights.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LIFT = tl.constexpr(256.0)
 
 
 @triton.jit
@@ -102,6 +103,9 @@ def fold(
     IS_CODED: tl.constexpr,
 ):
     """Take one tile into (acc, high, total)."""
+    if IS_CODED and q.dtype == tl.bfloat16:
+        # Codes become float16 in one instruction, bfloat16 in three; both hold them exactly.
+        q = q.to(tl.float16)
     scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
     if IS_CODED:
         scores = scores * k_scale[None, :]
@@ -120,8 +124,12 @@ def fold(
     shrink = tl.exp2(high - base)
     total = total * shrink + tl.sum(weights, 1)
     if IS_CODED:
-        weights = weights * v_scale[None, :]
-    acc = tl.dot(
-        weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION
-    )
+        # Scales are small: lifted, so that their products stay among float16's normal numbers.
+        weights = weights * (v_scale * LIFT)[None, :]
+        part = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision=PRECISION)
+        acc = acc * shrink[:, None] + part * (1.0 / LIFT)
+    else:
+        acc = tl.dot(
+            weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION
+        )
     return acc, new_high, total

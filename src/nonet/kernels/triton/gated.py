@@ -8,6 +8,7 @@ import triton.language as tl
 
 from nonet.kernels.ops import Activation
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_row
+from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
 __all__ = ["gated"]
 
@@ -15,19 +16,21 @@ ELEMENTS_PER_PROGRAM = 1024
 
 
 def gated(
-    gate_up: torch.Tensor, activation: Activation, rounded: Rounded | None = None
+    gate_up: torch.Tensor | Scaled, activation: Activation, rounded: Rounded | None = None
 ) -> torch.Tensor:
     """[T, 2 I] to [T, I]: the first half goes through the activation; fills `rounded` if given."""
-    gate_up = gate_up.contiguous()
-    tokens, both = gate_up.shape
+    numbers, rows, columns, is_scaled = open_product(gate_up)
+    tokens, both = numbers.shape
     width = both // 2
-    out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
+    out = torch.empty(tokens, width, dtype=numbers.dtype, device=numbers.device)
     whole = triton.next_power_of_2(width)
     # A row's scale needs all of the row in one program.
     block = whole if rounded is not None else min(ELEMENTS_PER_PROGRAM, whole)
     if out.numel():
         _gated[(tokens, triton.cdiv(width, block))](
-            gate_up,
+            numbers,
+            rows,
+            columns,
             out,
             out if rounded is None else rounded.codes,
             out if rounded is None else rounded.scale,
@@ -36,6 +39,7 @@ def gated(
             SILU=activation == "silu",
             ROUND=rounded is not None,
             LARGEST=FLOAT8_MAX,
+            SCALED=is_scaled,
             num_warps=min(16, max(4, block // 512)),
         )
     return out
@@ -43,7 +47,9 @@ def gated(
 
 @triton.jit
 def _gated(
-    gate_up,
+    numbers,
+    rows,
+    columns,
     out,
     codes,
     scales,
@@ -52,13 +58,13 @@ def _gated(
     SILU: tl.constexpr,
     ROUND: tl.constexpr,
     LARGEST: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH
-    row = gate_up + token * (2 * WIDTH)
-    gate = tl.load(row + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(row + WIDTH + at, mask=inside, other=0.0).to(tl.float32)
+    gate = load_scaled(numbers, token, at, rows, columns, 2 * WIDTH, inside, SCALED)
+    up = load_scaled(numbers, token, WIDTH + at, rows, columns, 2 * WIDTH, inside, SCALED)
     if SILU:
         active = gate / (1 + tl.exp(-gate))
     else:

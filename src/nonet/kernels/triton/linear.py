@@ -15,6 +15,7 @@ from nonet.kernels.triton.linear_few import (
 )
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 from nonet.kernels.triton.scale_product import scale_product
+from nonet.kernels.triton.scaled import Scaled
 
 __all__ = ["DenseLinear", "Float8Blocks", "Float8Linear", "Linears", "float8_linear"]
 
@@ -80,8 +81,10 @@ class Linears:
         self.few(x, None, packed.weight, None, packed.bias, out)
         return out
 
-    def float8(self, rounded: Rounded, packed: Float8Linear, dtype: torch.dtype) -> torch.Tensor:
-        """Rounded rows [T, K] to [T, N] of `dtype`."""
+    def float8(
+        self, rounded: Rounded, packed: Float8Linear, dtype: torch.dtype
+    ) -> torch.Tensor | Scaled:
+        """Rounded rows [T, K] to [T, N] of `dtype`, which may still wait for its scales."""
         tokens, outputs = rounded.codes.shape[0], packed.weight.shape[0]
         if 0 < tokens <= MOST_ROWS_FLOAT8 and self._fits(packed.weight):
             out = torch.empty(tokens, outputs, dtype=dtype, device=rounded.codes.device)
@@ -89,6 +92,8 @@ class Linears:
             return out
         if tokens <= MOST_ROWS_UNSCALED:
             out = self._product(rounded.codes, packed.weight, self._one, self._one, dtype)
+            if packed.bias is None:
+                return Scaled(out, rounded.scale, packed.scale)
             scale_product(out, rounded.scale, packed.scale, packed.bias)
             return out
         out = self._product(

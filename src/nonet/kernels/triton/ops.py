@@ -46,6 +46,7 @@ from nonet.kernels.triton.rope_store import rope_store
 from nonet.kernels.triton.rows import take_rows
 from nonet.kernels.triton.sampled_ids import take_sampled
 from nonet.kernels.triton.sampling import TritonSampling
+from nonet.kernels.triton.scaled import Scaled, settled
 
 __all__ = ["TritonLinear", "TritonOps"]
 
@@ -118,7 +119,7 @@ class TritonOps:
         moved = weight.to(self.device, torch.float32)
         return float8_linear(moved, None if bias is None else bias.to(self.device, self.dtype))
 
-    def linear(self, x: torch.Tensor, weight: TritonLinear) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: TritonLinear) -> torch.Tensor | Scaled:
         if isinstance(weight, DenseLinear):
             return self.linears.dense(x, weight)
         if isinstance(weight, CodedLinear):
@@ -144,9 +145,13 @@ class TritonOps:
         return made[1] if made is not None and made[0] is x else quantize_rows(x)
 
     def lora(
-        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+        self,
+        out: torch.Tensor | Scaled,
+        x: torch.Tensor,
+        factors: LowRankFactors,
+        slots: torch.Tensor,
     ) -> torch.Tensor:
-        return add_low_rank(out, x, factors, slots)
+        return add_low_rank(settled(out), x, factors, slots)
 
     def logits(
         self, x: torch.Tensor, weight: DenseLinear | CodedLinear, softcap: float | None
@@ -165,18 +170,18 @@ class TritonOps:
             return take_coded_rows(table, token_ids, scale, self.dtype)
         return take_rows(table.weight, token_ids, scale)
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        rounded = self._room_for(x.shape)
+    def rms_norm(self, x: torch.Tensor | Scaled, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        rounded = self._room_for(_numbers(x).shape)
         return self._with(rounded, rms_norm(x, weight, eps, rounded))
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, x: torch.Tensor | Scaled, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        rounded = self._room_for(x.shape)
+        rounded = self._room_for(residual.shape)
         return self._with(rounded, add_rms_norm(x, residual, weight, eps, rounded))
 
-    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        tokens, both = gate_up.shape
+    def gated(self, gate_up: torch.Tensor | Scaled, activation: Activation) -> torch.Tensor:
+        tokens, both = _numbers(gate_up).shape
         # With few rows, one program a row is slower than many programs and a launch to round after them.
         rounded = self._room_for((tokens, both // 2)) if tokens >= MANY_ROWS else None
         return self._with(rounded, gated(gate_up, activation, rounded))
@@ -194,7 +199,7 @@ class TritonOps:
 
     def rope_store(
         self,
-        qkv: torch.Tensor,
+        qkv: torch.Tensor | Scaled,
         layout: QKVLayout,
         cos_sin: torch.Tensor,
         cache: LayerCache,
@@ -253,6 +258,10 @@ class TritonOps:
 
     def close(self) -> None:
         return None
+
+
+def _numbers(x: torch.Tensor | Scaled) -> torch.Tensor:
+    return x.product if isinstance(x, Scaled) else x
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -10,42 +10,46 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_row
+from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, rounded: Rounded | None = None
+    x: torch.Tensor | Scaled, weight: torch.Tensor, eps: float, rounded: Rounded | None = None
 ) -> torch.Tensor:
     """x [..., M] normed over its last dimension, times float32 weight [M]; fills `rounded` if given."""
-    return _launch(x.contiguous(), None, weight, eps, rounded)
+    return _launch(x, None, weight, eps, rounded)
 
 
 def add_rms_norm(
-    x: torch.Tensor,
+    x: torch.Tensor | Scaled,
     residual: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
     rounded: Rounded | None = None,
 ) -> torch.Tensor:
     """Adds x to residual in place (rounded to its dtype, as the stream is kept), then norms the sum."""
-    return _launch(x.contiguous(), residual, weight, eps, rounded)
+    return _launch(x, residual, weight, eps, rounded)
 
 
 def _launch(
-    x: torch.Tensor,
+    x: torch.Tensor | Scaled,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
     eps: float,
     rounded: Rounded | None,
 ) -> torch.Tensor:
-    out = torch.empty_like(x)
-    width = x.shape[-1]
+    numbers, rows, columns, is_scaled = open_product(x)
+    out = torch.empty_like(numbers)
+    width = numbers.shape[-1]
     block = triton.next_power_of_2(width)
-    if x.numel():
-        _rms_norm[(x.numel() // width,)](
-            x,
-            x if residual is None else residual,
+    if numbers.numel():
+        _rms_norm[(numbers.numel() // width,)](
+            numbers,
+            rows,
+            columns,
+            numbers if residual is None else residual,
             weight,
             out,
             out if rounded is None else rounded.codes,
@@ -56,6 +60,7 @@ def _launch(
             ADD=residual is not None,
             ROUND=rounded is not None,
             LARGEST=FLOAT8_MAX,
+            SCALED=is_scaled,
             # About 16 elements a thread: at decode few rows are in flight, so latency counts.
             num_warps=min(16, max(1, block // 512)),
         )
@@ -64,7 +69,9 @@ def _launch(
 
 @triton.jit
 def _rms_norm(
-    x,
+    numbers,
+    rows,
+    columns,
     residual,
     weight,
     out,
@@ -76,6 +83,7 @@ def _rms_norm(
     ADD: tl.constexpr,
     ROUND: tl.constexpr,
     LARGEST: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -83,7 +91,7 @@ def _rms_norm(
     row = token * WIDTH + at
     # Asked for first: nothing after the sum should wait for memory.
     factor = tl.load(weight + at, mask=inside, other=0.0)
-    value = tl.load(x + row, mask=inside, other=0.0).to(tl.float32)
+    value = load_scaled(numbers, token, at, rows, columns, WIDTH, inside, SCALED)
     if ADD:
         value += tl.load(residual + row, mask=inside, other=0.0).to(tl.float32)
         sum_rounded = value.to(residual.dtype.element_ty)

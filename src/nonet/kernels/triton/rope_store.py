@@ -12,6 +12,7 @@ import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.cache import encode, entry_scale, largest_code
+from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
 __all__ = ["rope_store"]
 
@@ -19,7 +20,7 @@ HEADS_PER_PROGRAM = 4
 
 
 def rope_store(
-    qkv: torch.Tensor,
+    qkv: torch.Tensor | Scaled,
     layout: QKVLayout,
     cos_sin: torch.Tensor,
     cache: LayerCache,
@@ -30,11 +31,14 @@ def rope_store(
 ) -> torch.Tensor:
     """Rotates q in place, stores k and v; returns a strided view [T, H * D] of qkv."""
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
-    tokens = qkv.shape[0]
+    numbers, rows, columns, is_scaled = open_product(qkv)
+    tokens = numbers.shape[0]
     if tokens:
         grid = (tokens, triton.cdiv(heads + 2 * kv_heads, HEADS_PER_PROGRAM))
         _rope_store[grid](
-            qkv,
+            numbers,
+            rows,
+            columns,
             cos_sin,
             cache.keys,
             cache.values,
@@ -54,16 +58,17 @@ def rope_store(
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
             LARGEST=largest_code(cache),
+            SCALED=is_scaled,
             num_warps=2 if dim <= 128 else 4,
         )
-    return qkv[:, : heads * dim]
+    return numbers[:, : heads * dim]
 
 
 @triton.jit
 def _rope_store(
-    qkv, cos_sin, keys, values, key_scales, value_scales, positions, slots, q_norm, k_norm, eps,
+    qkv, rows, columns, cos_sin, keys, values, key_scales, value_scales, positions, slots, q_norm, k_norm, eps,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, LARGEST: tl.constexpr,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, LARGEST: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     slot = tl.load(slots + token).to(tl.int64)
@@ -73,8 +78,10 @@ def _rope_store(
     inside = (head[:, None] < H + 2 * K) & (lane[None, :] < D // 2)
     row = qkv + token.to(tl.int64) * ((H + 2 * K) * D)
     at = head[:, None] * D + lane[None, :]
-    first = tl.load(row + at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(row + at + D // 2, mask=inside, other=0.0).to(tl.float32)
+    width: tl.constexpr = (H + 2 * K) * D
+    long_token = token.to(tl.int64)
+    first = load_scaled(qkv, long_token, at, rows, columns, width, inside, SCALED)
+    second = load_scaled(qkv, long_token, at + D // 2, rows, columns, width, inside, SCALED)
     is_q = head < H
     is_k = (head >= H) & (head < H + K)
     if Q_NORM:
