@@ -153,6 +153,12 @@ def poisoned_cache(ops: Ops, case: Case) -> LayerCache:
     return cache
 
 
+def share_near(rounded: torch.Tensor, exact: torch.Tensor) -> float:
+    """Share of the numbers that are within half a step of e4m3; the interpreter's cast loses a carry now and then."""
+    limit = exact.abs() / 16 * 1.01 + 1e-3
+    return ((rounded - exact).abs() <= limit).float().mean().item()
+
+
 def run(ops: Ops, case: Case, cache: LayerCache, step: Step) -> torch.Tensor:
     """rope_store and attention of one step, on the ops' device and dtype."""
     mine = step.to(ops.device, ops.dtype)

@@ -18,6 +18,7 @@ from tests.kernels.gpu_cases import (
     attend,
     poisoned_cache,
     run,
+    share_near,
     steps,
 )
 
@@ -77,6 +78,23 @@ def assert_caches_equal(cache: LayerCache, expected: LayerCache, limit: float) -
     for mine, theirs in ((cache.keys, expected.keys), (cache.values, expected.values)):
         stored = mine.transpose(1, 2).float().cpu()
         torch.testing.assert_close(stored, theirs, atol=limit, rtol=limit, equal_nan=True)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (90, 33)], ids=str)
+def test_heads_are_rounded_on_the_way(lengths: tuple[int, ...]) -> None:
+    """Where float8 linears follow, a decode step leaves its result in float8 too, with a scale for each head."""
+    case = Case(tuple((1, length) for length in lengths), heads=4, kv_heads=2, dim=128)
+    ops = TritonOps(torch.float32, DEVICE)
+    plain, _ = attend(ops, case)
+    ops._has_float8 = True
+    got, _ = attend(ops, case)
+    assert torch.equal(got, plain)
+    assert ops._rounded is not None
+    rounded = ops._rounded[1]
+    heads = got.view(-1, 4, 128)
+    torch.testing.assert_close(rounded.scale.cpu(), heads.abs().amax(-1) / 448)
+    back = rounded.codes.float().cpu().view(-1, 4, 128) * rounded.scale.cpu()[:, :, None]
+    assert share_near(back, heads) > (0.999 if DEVICE.type == "cuda" else 0.95)
 
 
 def test_windows_read_no_freed_block() -> None:

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from nonet.kernels.reference.ops import ReferenceOps
-from tests.kernels.gpu_cases import DEVICE, DTYPES, INTERPRETER_WARNINGS
+from tests.kernels.gpu_cases import DEVICE, DTYPES, INTERPRETER_WARNINGS, share_near
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
 from nonet.kernels.triton.scaled import Scaled  # isort: skip
+from nonet.kernels.triton.gated import gated  # isort: skip
+from nonet.kernels.triton.quantize_rows import Rounded  # isort: skip
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
 LIMIT = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -106,3 +108,17 @@ def test_scales_are_taken_in_on_the_way(both: tuple[TritonOps, ReferenceOps], to
         ops.add_rms_norm(exact, second, weight, 1e-5),
     )
     assert_near(ops, first, second)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_gates_round_groups_on_the_way(both: tuple[TritonOps, ReferenceOps], tokens: int) -> None:
+    """A scale for each group of inputs, from the group's own largest number; 1,280 inputs end inside a program."""
+    ops, _ = both
+    wide = values(ops, tokens, 2560) * 3
+    rounded = Rounded.empty(tokens, 1280, ops.device, 10)
+    made = gated(wide, "silu", rounded)
+    assert torch.equal(made, ops.gated(wide, "silu"))
+    groups = made.float().view(tokens, 10, 128)
+    torch.testing.assert_close(rounded.scale, groups.abs().amax(-1) / 448)
+    back = rounded.codes.float().view(tokens, 10, 128) * rounded.scale[:, :, None]
+    assert share_near(back, groups) > (0.999 if DEVICE.type == "cuda" else 0.95)

@@ -14,6 +14,7 @@ from nonet.kernels.triton.attention_decode import (
     decode_tiling,
 )
 from nonet.kernels.triton.attention_prefill import PrefillTiling, attend_chunks, prefill_tiling
+from nonet.kernels.triton.quantize_rows import Rounded
 
 __all__ = ["PagedAttention"]
 
@@ -36,10 +37,14 @@ class PagedAttention:
         scale: float,
         window: int | None,
         softcap: float | None,
+        rounded: Rounded | None = None,
         decode: DecodeTiling | None = None,
         prefill: PrefillTiling | None = None,
     ) -> torch.Tensor:
-        """See `Ops.attention`. Tilings are given only to compare them. Rows of no sequence are left undefined."""
+        """See `Ops.attention`. Tilings are given only to compare them. Rows of no sequence are left undefined.
+
+        `rounded` is filled too, with a scale for each head; it may be given for decode steps only.
+        """
         tokens, num_seqs = q.shape[0], len(inputs.kv_len)
         dim = layout.head_dim
         group = layout.num_heads // layout.num_kv_heads
@@ -49,6 +54,7 @@ class PagedAttention:
         # One token a sequence is a decode step, however large the buffers say a query may be.
         longest = 1 if tokens == num_seqs else inputs.max_query_len
         rows = decode_rows(group, longest)
+        assert rounded is None or longest == 1, "only decode steps are rounded on the way"
         if longest * group > rows:
             attend_chunks(
                 q,
@@ -74,6 +80,7 @@ class PagedAttention:
             softcap=softcap,
             rows=rows,
             longest=longest,
+            rounded=rounded,
             tiling=decode,
             scratch=self._scratch_for(decode, rows, dim, num_seqs * layout.num_kv_heads),
         )

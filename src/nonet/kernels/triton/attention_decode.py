@@ -25,6 +25,7 @@ from nonet.kernels.triton.attention_tile import (
     group_rows,
     visible_entries,
 )
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_groups
 
 __all__ = ["DecodeScratch", "DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
 
@@ -93,12 +94,14 @@ def attend_few(
     softcap: float | None,
     rows: int,
     longest: int,
+    rounded: Rounded | None,
     tiling: DecodeTiling,
     scratch: DecodeScratch,
 ) -> None:
     """Writes the rows of `out` that belong to sequences with at most `rows` rows (queries times group).
 
-    `longest` bounds the queries of any sequence of the step.
+    `longest` bounds the queries of any sequence of the step. `rounded` gets the rows in float8, with a scale for each
+    head.
     """
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
     num_seqs, block = len(inputs.kv_len), max(16, triton.next_power_of_2(dim))
@@ -111,6 +114,8 @@ def attend_few(
         cache.key_scales,
         cache.value_scales,
         out,
+        out if rounded is None else rounded.codes,
+        out if rounded is None else rounded.scale,
         scratch.partial,
         scratch.high,
         scratch.total,
@@ -134,6 +139,8 @@ def attend_few(
         SEQS=triton.next_power_of_2(max(16, num_seqs)),
         PROGRAMS=tiling.programs,
         LEAST=tiling.least,
+        ROUND=rounded is not None,
+        LARGEST=FLOAT8_MAX,
         PARTS=max(1, MERGED // (used_rows * block)),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
@@ -146,12 +153,13 @@ def attend_few(
 
 @triton.jit(do_not_specialize=["num_seqs", "window"])
 def _attend_few(
-    q, q_stride, keys, values, key_scales, value_scales, out, partial, part_high, part_total, arrivals,
-    block_table, table_stride, query_start, kv_len, num_seqs, scale, softcap, window,
+    q, q_stride, keys, values, key_scales, value_scales, out, codes, out_scales,
+    partial, part_high, part_total, arrivals, block_table, table_stride, query_start, kv_len,
+    num_seqs, scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
     PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    IS_CODED: tl.constexpr, LEAST: tl.constexpr,
+    IS_CODED: tl.constexpr, LEAST: tl.constexpr, ROUND: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
@@ -179,7 +187,10 @@ def _attend_few(
             H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
         )  # fmt: skip
         if last - at == tiles:
-            _finish(out, query_start, seq, head, acc, total, H, K, D, BLOCK_D, ROWS)
+            _finish(
+                out, codes, out_scales, query_start, seq, head, acc, total,
+                H, K, D, BLOCK_D, ROWS, ROUND, LARGEST,
+            )  # fmt: skip
         else:
             segment = 2 * program + (at == pair_start).to(tl.int32)
             _leave(partial, part_high, part_total, segment, acc, high, total, BLOCK_D, ROWS)
@@ -194,7 +205,8 @@ def _attend_few(
                 )  # fmt: skip
                 tl.store(arrivals + seq * K + head, 0)
                 _finish(
-                    out, query_start, seq, head, acc_of_all, total_of_all, H, K, D, BLOCK_D, USED_ROWS
+                    out, codes, out_scales, query_start, seq, head, acc_of_all, total_of_all,
+                    H, K, D, BLOCK_D, USED_ROWS, ROUND, LARGEST,
                 )  # fmt: skip
         at = last
 
@@ -323,8 +335,9 @@ def _merge(
 
 @triton.jit
 def _finish(
-    out, query_start, seq, head, acc, total,
+    out, codes, out_scales, query_start, seq, head, acc, total,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    ROUND: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     token = tl.load(query_start + seq)
     count = tl.load(query_start + seq + 1) - token
@@ -333,4 +346,10 @@ def _finish(
     at = (token + query).to(tl.int64)[:, None] * (H * D)
     at += ((head * (H // K) + member) * D)[:, None] + lane
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=(query < count)[:, None] & (lane < D))
+    mixed = acc.to(out.dtype.element_ty)
+    tl.store(out + at, mixed, mask=(query < count)[:, None] & (lane < D))
+    if ROUND:
+        eighth, scale = round_groups(mixed.to(tl.float32), LARGEST)
+        tl.store(codes + at, eighth.to(codes.dtype.element_ty), mask=(query < count)[:, None])
+        line = (token + query).to(tl.int64) * H + head * (H // K) + member
+        tl.store(out_scales + line, scale, mask=query < count)

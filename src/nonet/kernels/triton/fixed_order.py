@@ -26,6 +26,8 @@ CODED_ROWS = (
 class FixedOrderOps(TritonOps):
     """`TritonOps` whose results for a token depend on its own sequence alone, to the bit."""
 
+    rounds_groups = False  # how a row is rounded must not depend on how many there are
+
     def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:
         super().__init__(dtype, device, threads)
         self.fixed_attention = FixedAttention(device, self.multiprocessors)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import Activation
-from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_row
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_groups, round_row
 from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
 __all__ = ["gated"]
@@ -25,7 +25,9 @@ def gated(
     out = torch.empty(tokens, width, dtype=numbers.dtype, device=numbers.device)
     whole = triton.next_power_of_2(width)
     # A row's scale needs all of the row in one program.
-    block = whole if rounded is not None else min(ELEMENTS_PER_PROGRAM, whole)
+    groups = 1 if rounded is None else rounded.groups
+    is_row = rounded is not None and groups == 1
+    block = whole if is_row else min(ELEMENTS_PER_PROGRAM, whole)
     if out.numel():
         _gated[(tokens, triton.cdiv(width, block))](
             numbers,
@@ -37,7 +39,8 @@ def gated(
             WIDTH=width,
             BLOCK=block,
             SILU=activation == "silu",
-            ROUND=rounded is not None,
+            ROUND=is_row,
+            GROUP=width // groups if groups > 1 else 0,
             LARGEST=FLOAT8_MAX,
             SCALED=is_scaled,
             num_warps=min(16, max(4, block // 512)),
@@ -57,6 +60,7 @@ def _gated(
     BLOCK: tl.constexpr,
     SILU: tl.constexpr,
     ROUND: tl.constexpr,
+    GROUP: tl.constexpr,
     LARGEST: tl.constexpr,
     SCALED: tl.constexpr,
 ):
@@ -77,3 +81,11 @@ def _gated(
         eighth, scale = round_row(product.to(tl.float32), LARGEST)
         tl.store(codes + token * WIDTH + at, eighth.to(codes.dtype.element_ty), mask=inside)
         tl.store(scales + token, scale)
+    if GROUP:
+        lines = tl.reshape(product.to(tl.float32), [BLOCK // GROUP, GROUP])
+        eighth, line_scales = round_groups(lines, LARGEST)
+        spread = tl.reshape(eighth, [BLOCK]).to(codes.dtype.element_ty)
+        tl.store(codes + token * WIDTH + at, spread, mask=inside)
+        group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+        place = scales + token * (WIDTH // GROUP) + group
+        tl.store(place, line_scales, mask=group < WIDTH // GROUP)

@@ -17,7 +17,15 @@ from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 from nonet.kernels.triton.scale_product import scale_product
 from nonet.kernels.triton.scaled import Scaled
 
-__all__ = ["DenseLinear", "Float8Blocks", "Float8Linear", "Linears", "float8_linear"]
+__all__ = [
+    "GROUP",
+    "MOST_ROWS_FLOAT8",
+    "DenseLinear",
+    "Float8Blocks",
+    "Float8Linear",
+    "Linears",
+    "float8_linear",
+]
 
 # Above these cuBLAS is as fast or faster (measured on an H200).
 MOST_ROWS_DENSE = 16
@@ -27,6 +35,9 @@ MOST_ROWS_FLOAT8 = 16
 # scaling behind it, is faster.
 MOST_ROWS_UNSCALED = 512
 MOST_ROWS = 128  # that our own kernel can take
+GROUP = (
+    128  # inputs of a row that share a scale, where a row is rounded piece by piece as it is made
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +92,16 @@ class Linears:
         self.few(x, None, packed.weight, None, packed.bias, out)
         return out
 
+    def takes_groups(self, tokens: int, weight: torch.Tensor) -> bool:
+        """Whether `float8` takes rows rounded in groups of GROUP inputs: our own kernel does, cuBLAS does not."""
+        return 0 < tokens <= MOST_ROWS_FLOAT8 and self._fits(weight)
+
     def float8(
         self, rounded: Rounded, packed: Float8Linear, dtype: torch.dtype
     ) -> torch.Tensor | Scaled:
         """Rounded rows [T, K] to [T, N] of `dtype`, which may still wait for its scales."""
         tokens, outputs = rounded.codes.shape[0], packed.weight.shape[0]
-        if 0 < tokens <= MOST_ROWS_FLOAT8 and self._fits(packed.weight):
+        if self.takes_groups(tokens, packed.weight):
             out = torch.empty(tokens, outputs, dtype=dtype, device=rounded.codes.device)
             self.few(rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, out)
             return out

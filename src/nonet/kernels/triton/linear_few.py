@@ -66,7 +66,7 @@ def linear_few(
 ) -> None:
     """out [T, N] = x [T, K], T at most 64, times weight [N, K] transposed, plus bias [N].
 
-    float8 is scaled by float32 x_scale [T, 1] and scale [N]; both are None for wider types.
+    float8 is scaled by float32 x_scale [T, 1], or [T, K / tiling.inputs], and scale [N]; both are None for wider types.
     """
     tokens, inputs = x.shape
     outputs = weight.shape[0]
@@ -88,6 +88,7 @@ def linear_few(
         INPUTS=tiling.inputs,
         PROGRAMS=tiling.programs,
         HAS_SCALE=scale is not None,
+        GROUPED=x_scale is not None and x_scale.shape[1] > 1,
         HAS_BIAS=bias is not None,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=tiling.warps,
@@ -100,7 +101,7 @@ def _linear_few(
     x, x_scale, weight, scale, bias, out, partial, arrivals, tokens, x_stride,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr, PROGRAMS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, GROUPED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     steps: tl.constexpr = K // INPUTS
@@ -114,11 +115,14 @@ def _linear_few(
         last = tl.minimum(start + steps, stop)
         output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
         acc = _sum_segment(
-            x, weight, output, tokens, x_stride, (at - start) * INPUTS, (last - start) * INPUTS,
-            N, K, ROWS, OUTPUTS, INPUTS, PRECISION,
+            x, x_scale, weight, output, tokens, x_stride, (at - start) * INPUTS, (last - start) * INPUTS,
+            N, K, ROWS, OUTPUTS, INPUTS, PRECISION, GROUPED,
         )  # fmt: skip
         if last - at == steps:
-            finish(out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
+            finish(
+                    out, x_scale, scale, bias, acc, output, tokens,
+                    N, ROWS, HAS_SCALE, HAS_BIAS, GROUPED,
+                )  # fmt: skip
         else:
             within = tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
             segment = 2 * program + (at == start).to(tl.int32)
@@ -135,15 +139,18 @@ def _linear_few(
                     )
                     segment = 2 * (first + place + 1)
                 tl.store(arrivals + tile, 0)
-                finish(out, x_scale, scale, bias, acc, output, tokens, N, ROWS, HAS_SCALE, HAS_BIAS)
+                finish(
+                    out, x_scale, scale, bias, acc, output, tokens,
+                    N, ROWS, HAS_SCALE, HAS_BIAS, GROUPED,
+                )  # fmt: skip
         at = last
 
 
 @triton.jit
 def _sum_segment(
-    x, weight, output, tokens, x_stride, begin, end,
+    x, x_scale, weight, output, tokens, x_stride, begin, end,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr, PRECISION: tl.constexpr,
+    INPUTS: tl.constexpr, PRECISION: tl.constexpr, GROUPED: tl.constexpr,
 ):  # fmt: skip
     """[OUTPUTS, ROWS] sums over inputs [begin, end). The weight is the left operand: its tile is the tall one."""
     token = tl.arange(0, ROWS)
@@ -157,7 +164,12 @@ def _sum_segment(
         else:
             w = tl.load(weight_at + start, mask=output[:, None] < N, other=0.0)
         piece = tl.load(x_at + start, mask=token[:, None] < tokens, other=0.0)
-        acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION)
+        if GROUPED:
+            group = x_scale + token * (K // INPUTS) + start // INPUTS
+            own = tl.load(group, mask=token < tokens, other=0.0)
+            acc += tl.dot(w, tl.trans(piece), input_precision=PRECISION) * own[None, :]
+        else:
+            acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION)
     return acc
 
 
@@ -165,12 +177,14 @@ def _sum_segment(
 def finish(
     out, x_scale, scale, bias, acc, output, tokens,
     N: tl.constexpr, ROWS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    GROUPED: tl.constexpr = False,
 ):  # fmt: skip
     inside = output < N
     if HAS_SCALE:
-        row = tl.arange(0, ROWS)
         acc *= tl.load(scale + output, mask=inside, other=0.0)[:, None]
-        acc *= tl.load(x_scale + row, mask=row < tokens, other=0.0)[None, :]
+        if not GROUPED:
+            row = tl.arange(0, ROWS)
+            acc *= tl.load(x_scale + row, mask=row < tokens, other=0.0)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)[:, None]
     token = tl.arange(0, ROWS)[:, None]

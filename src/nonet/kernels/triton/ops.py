@@ -30,6 +30,8 @@ from nonet.kernels.triton.coded import take_rows as take_coded_rows
 from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
 from nonet.kernels.triton.linear import (
+    GROUP,
+    MOST_ROWS_FLOAT8,
     DenseLinear,
     Float8Blocks,
     Float8Linear,
@@ -52,6 +54,7 @@ __all__ = ["TritonLinear", "TritonOps"]
 
 TritonLinear = DenseLinear | Float8Linear | Float8Blocks | CodedLinear
 
+# With fewer rows, one program a row is slower than many programs and a launch to round after them.
 MANY_ROWS = 64
 
 
@@ -64,6 +67,7 @@ class TritonOps:
     """
 
     name = "triton"
+    rounds_groups = True  # where it is faster than a scale for the whole row
 
     def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:
         self.dtype = dtype
@@ -126,7 +130,7 @@ class TritonOps:
             return self.coded_linears.any_rows(x, weight)
         if isinstance(weight, Float8Blocks):
             return self.float8_blocks(x, weight)
-        return self.linears.float8(self.rounded(x), weight, self.dtype)
+        return self.linears.float8(self._rounded_for(x, weight), weight, self.dtype)
 
     def float8_blocks(self, x: torch.Tensor, weight: Float8Blocks) -> torch.Tensor:
         rounded = quantize_blocks(x, BLOCK)
@@ -138,6 +142,12 @@ class TritonOps:
             x_scale=rounded.scale,
             scale=weight.scales,
         )
+
+    def _rounded_for(self, x: torch.Tensor, weight: Float8Linear) -> Rounded:
+        rounded = self.rounded(x)
+        if rounded.groups > 1 and not self.linears.takes_groups(x.shape[0], weight.weight):
+            return quantize_rows(x)
+        return rounded
 
     def rounded(self, x: torch.Tensor) -> Rounded:
         """x [T, K] in float8: as it was rounded where it was made, or rounded now."""
@@ -182,8 +192,9 @@ class TritonOps:
 
     def gated(self, gate_up: torch.Tensor | Scaled, activation: Activation) -> torch.Tensor:
         tokens, both = _numbers(gate_up).shape
-        # With few rows, one program a row is slower than many programs and a launch to round after them.
-        rounded = self._room_for((tokens, both // 2)) if tokens >= MANY_ROWS else None
+        rounded = self._room_for_groups(tokens, both // 2)
+        if tokens >= MANY_ROWS:
+            rounded = self._room_for((tokens, both // 2))
         return self._with(rounded, gated(gate_up, activation, rounded))
 
     def _room_for(self, shape: Sequence[int]) -> Rounded | None:
@@ -191,6 +202,17 @@ class TritonOps:
         if not self._has_float8 or len(shape) != 2:
             return None
         return Rounded.empty(shape[0], shape[1], self.device)
+
+    def _room_for_groups(self, tokens: int, width: int) -> Rounded | None:
+        """As `_room_for`, for few rows: a row is then made by several programs, so it gets a scale for each group."""
+        if (
+            not self._has_float8
+            or not self.rounds_groups
+            or tokens > MOST_ROWS_FLOAT8
+            or width % GROUP
+        ):
+            return None
+        return Rounded.empty(tokens, width, self.device, width // GROUP)
 
     def _with(self, rounded: Rounded | None, out: torch.Tensor) -> torch.Tensor:
         """Remembers the float8 form of `out`, the latest result, for a linear that is given this very tensor."""
@@ -221,9 +243,14 @@ class TritonOps:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        return self.paged_attention(
-            q, layout, cache, inputs, scale=scale, window=window, softcap=softcap
+        tokens = q.shape[0]
+        rounded = None
+        if layout.head_dim == GROUP and tokens == len(inputs.kv_len):
+            rounded = self._room_for_groups(tokens, layout.num_heads * GROUP)
+        out = self.paged_attention(
+            q, layout, cache, inputs, scale=scale, window=window, softcap=softcap, rounded=rounded
         )
+        return self._with(rounded, out)
 
     def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return take_rows(x, rows)

@@ -8,24 +8,29 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["FLOAT8_MAX", "Rounded", "quantize_blocks", "quantize_rows", "round_row"]
+__all__ = ["FLOAT8_MAX", "Rounded", "quantize_blocks", "quantize_rows", "round_groups", "round_row"]
 
 FLOAT8_MAX = 448.0  # of e4m3fn
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """float8_e4m3fn rows [T, K] and the float32 scales [T, 1] to multiply them with."""
+    """float8_e4m3fn rows [T, K] and their float32 scales: [T, 1], or [T, K / g] where g inputs have one each."""
 
     codes: torch.Tensor
     scale: torch.Tensor
 
     @classmethod
-    def empty(cls, tokens: int, width: int, device: torch.device) -> Rounded:
+    def empty(cls, tokens: int, width: int, device: torch.device, groups: int = 1) -> Rounded:
         return cls(
             torch.empty(tokens, width, dtype=torch.float8_e4m3fn, device=device),
-            torch.empty(tokens, 1, dtype=torch.float32, device=device),
+            torch.empty(tokens, groups, dtype=torch.float32, device=device),
         )
+
+    @property
+    def groups(self) -> int:
+        """Scales that a row has."""
+        return self.scale.shape[1]
 
 
 def quantize_rows(x: torch.Tensor) -> Rounded:
@@ -62,6 +67,13 @@ def quantize_blocks(x: torch.Tensor, width: int) -> Rounded:
 
 
 @triton.jit
+def round_groups(value, LARGEST: tl.constexpr):
+    """([G, W] scaled into the range of float8, each line by itself; the scales [G])."""
+    largest = tl.maximum(tl.max(tl.abs(value), 1), 1e-12)
+    return tl.clamp(value * (LARGEST / largest)[:, None], -LARGEST, LARGEST), largest / LARGEST
+
+
+@triton.jit
 def _quantize_blocks(
     x, codes, scales, K: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr
 ):  # fmt: skip
@@ -69,10 +81,9 @@ def _quantize_blocks(
     block = tl.program_id(1) * 8 + tl.arange(0, 8)
     at = block[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     value = tl.load(x + token * K + at, mask=at < K, other=0.0).to(tl.float32)
-    largest = tl.maximum(tl.max(tl.abs(value), 1), 1e-12)
-    eighth = tl.clamp(value * (LARGEST / largest)[:, None], -LARGEST, LARGEST)
+    eighth, scale = round_groups(value, LARGEST)
     tl.store(codes + token * K + at, eighth.to(codes.dtype.element_ty), mask=at < K)
-    tl.store(scales + token * BLOCKS + block, largest / LARGEST, mask=block < BLOCKS)
+    tl.store(scales + token * BLOCKS + block, scale, mask=block < BLOCKS)
 
 
 @triton.jit

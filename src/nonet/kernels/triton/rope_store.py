@@ -16,7 +16,10 @@ from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
 __all__ = ["rope_store"]
 
-HEADS_PER_PROGRAM = 4
+# With many tokens, larger programs: fewer of them are launched. With few, small ones: more are in flight.
+MANY_TOKENS = 256
+HEADS_WITH_MANY = 16
+HEADS_WITH_FEW = 4
 
 
 def rope_store(
@@ -34,7 +37,8 @@ def rope_store(
     numbers, rows, columns, is_scaled = open_product(qkv)
     tokens = numbers.shape[0]
     if tokens:
-        grid = (tokens, triton.cdiv(heads + 2 * kv_heads, HEADS_PER_PROGRAM))
+        each = HEADS_WITH_MANY if tokens >= MANY_TOKENS else HEADS_WITH_FEW
+        grid = (tokens, triton.cdiv(heads + 2 * kv_heads, each))
         _rope_store[grid](
             numbers,
             rows,
@@ -54,7 +58,7 @@ def rope_store(
             D=dim,
             P=cache.block_size,
             HALF=triton.next_power_of_2(dim // 2),
-            HEADS=HEADS_PER_PROGRAM,
+            HEADS=each,
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
             LARGEST=largest_code(cache),

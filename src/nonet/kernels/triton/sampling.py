@@ -17,6 +17,9 @@ __all__ = ["TritonSampling"]
 
 BLOCK = 8192
 WARPS = 16
+# A program for each row fills the device from here on; below, each row is dealt out over several.
+MANY_ROWS = 64
+PARTS = 16
 
 
 class TritonSampling:
@@ -24,19 +27,27 @@ class TritonSampling:
 
     def argmax(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         count, width = values.shape
-        ids = torch.empty(count, dtype=torch.int64, device=values.device)
-        largest = torch.empty(count, dtype=torch.float32, device=values.device)
-        if count:
-            _argmax[(count,)](
-                values,
-                values.stride(0),
-                ids,
-                largest,
-                WIDTH=width,
-                BLOCK=_block(width),
-                num_warps=WARPS,
-            )
-        return ids, largest
+        parts = 1 if count >= MANY_ROWS else PARTS
+        block = _block(-(-width // parts))
+        ids = torch.empty(count, parts, dtype=torch.int64, device=values.device)
+        largest = torch.empty(count, parts, dtype=torch.float32, device=values.device)
+        if not count:
+            return ids[:, 0], largest[:, 0]
+        share = triton.cdiv(triton.cdiv(width, parts), block) * block
+        _argmax[(count, parts)](
+            values,
+            values.stride(0),
+            ids,
+            largest,
+            WIDTH=width,
+            SHARE=share,
+            PARTS=parts,
+            BLOCK=block,
+            num_warps=WARPS,
+        )
+        if parts > 1:
+            _best_part[(count,)](ids, largest, PARTS=parts, num_warps=1)
+        return ids[:, 0], largest[:, 0]
 
     def draw(
         self,
@@ -69,12 +80,15 @@ def _block(width: int) -> int:
 
 
 @triton.jit
-def _argmax(values, stride, ids, largest, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _argmax(
+    values, stride, ids, largest,
+    WIDTH: tl.constexpr, SHARE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
-    place = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, WIDTH, BLOCK):
+    place = tl.zeros([BLOCK], tl.int32) + part * SHARE
+    for start in range(part * SHARE, part * SHARE + SHARE, BLOCK):
         at = start + lane
         value = tl.load(values + row * stride + at, mask=at < WIDTH, other=float("-inf"))
         value = tl.where(value != value, float("inf"), value)
@@ -82,8 +96,21 @@ def _argmax(values, stride, ids, largest, WIDTH: tl.constexpr, BLOCK: tl.constex
         best = tl.maximum(best, value)
     high = tl.max(best, 0)
     id_ = tl.min(tl.where(best == high, place + lane, WIDTH), 0)
-    tl.store(ids + row, tl.minimum(id_, WIDTH - 1).to(tl.int64))
-    tl.store(largest + row, high)
+    tl.store(ids + row * PARTS + part, tl.minimum(id_, WIDTH - 1).to(tl.int64))
+    tl.store(largest + row * PARTS + part, high)
+
+
+@triton.jit
+def _best_part(ids, largest, PARTS: tl.constexpr):
+    """The first entry of each row becomes the best of its parts."""
+    row = tl.program_id(0).to(tl.int64)
+    at = row * PARTS + tl.arange(0, PARTS)
+    value, id_ = tl.load(largest + at), tl.load(ids + at)
+    high = tl.max(value, 0)
+    first = tl.min(tl.where(value == high, id_, 1 << 40), 0)
+    tl.debug_barrier()
+    tl.store(ids + row * PARTS, first)
+    tl.store(largest + row * PARTS, high)
 
 
 @triton.jit
