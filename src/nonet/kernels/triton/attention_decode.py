@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.attention_parts import finish_rows, leave_part, merge_parts
 from nonet.kernels.triton.attention_tile import (
     block_ids,
     entry_offsets,
@@ -25,7 +26,7 @@ from nonet.kernels.triton.attention_tile import (
     group_rows,
     visible_entries,
 )
-from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_groups
+from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
 __all__ = ["DecodeScratch", "DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
 
@@ -107,27 +108,13 @@ def attend_few(
     num_seqs, block = len(inputs.kv_len), max(16, triton.next_power_of_2(dim))
     used_rows = min(rows, triton.next_power_of_2(heads // kv_heads * longest))
     _attend_few[(tiling.programs,)](
-        q,
-        q.stride(0),
-        cache.keys,
-        cache.values,
-        cache.key_scales,
-        cache.value_scales,
+        q, q.stride(0), cache.keys, cache.values, cache.key_scales, cache.value_scales,
         out,
         out if rounded is None else rounded.codes,
         out if rounded is None else rounded.scale,
-        scratch.partial,
-        scratch.high,
-        scratch.total,
-        scratch.arrivals,
-        inputs.block_table,
-        inputs.block_table.stride(0),
-        inputs.query_start,
-        inputs.kv_len,
-        num_seqs,
-        scale,
-        softcap or 0.0,
-        window or 0,
+        scratch.partial, scratch.high, scratch.total, scratch.arrivals,
+        inputs.block_table, inputs.block_table.stride(0), inputs.query_start, inputs.kv_len,
+        num_seqs, scale, softcap or 0.0, window or 0,
         H=heads,
         K=kv_heads,
         D=dim,
@@ -148,7 +135,7 @@ def attend_few(
         IS_CODED=cache.format is not None,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
-    )
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_seqs", "window"])
@@ -187,24 +174,24 @@ def _attend_few(
             H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
         )  # fmt: skip
         if last - at == tiles:
-            _finish(
+            finish_rows(
                 out, codes, out_scales, query_start, seq, head, acc, total,
                 H, K, D, BLOCK_D, ROWS, ROUND, LARGEST,
             )  # fmt: skip
         else:
             segment = 2 * program + (at == pair_start).to(tl.int32)
-            _leave(partial, part_high, part_total, segment, acc, high, total, BLOCK_D, ROWS)
+            leave_part(partial, part_high, part_total, segment, acc, high, total, BLOCK_D, ROWS)
             tl.debug_barrier()
             first_program = pair_start // share
             others = (pair_start + tiles - 1) // share - first_program
             arrived = tl.atomic_add(arrivals + seq * K + head, 1, sem="acq_rel")
             if arrived == others:
-                acc_of_all, total_of_all = _merge(
+                acc_of_all, total_of_all = merge_parts(
                     partial, part_high, part_total, first_program, others + 1,
                     BLOCK_D, ROWS, USED_ROWS, PARTS,
                 )  # fmt: skip
                 tl.store(arrivals + seq * K + head, 0)
-                _finish(
+                finish_rows(
                     out, codes, out_scales, query_start, seq, head, acc_of_all, total_of_all,
                     H, K, D, BLOCK_D, USED_ROWS, ROUND, LARGEST,
                 )  # fmt: skip
@@ -284,72 +271,3 @@ def _segment(
             IS_CODED,
         )
     return acc, high, total
-
-
-@triton.jit
-def _leave(
-    partial, part_high, part_total, segment, acc, high, total,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    row = segment * ROWS + tl.arange(0, ROWS)
-    tl.store(partial + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], acc)
-    tl.store(part_high + row, high)
-    tl.store(part_total + row, total)
-
-
-@triton.jit
-def _merge(
-    partial, part_high, part_total, first_program, count,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, USED_ROWS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """(acc, total) of a pair from what `count` programs left: the first at its odd place, the others at even.
-
-    PARTS at a time are asked for at once, for each of these loads takes as long as a small step's whole attention.
-    """
-    acc = tl.zeros([USED_ROWS, BLOCK_D], tl.float32)
-    high = tl.full([USED_ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([USED_ROWS], tl.float32)
-    row = tl.arange(0, USED_ROWS)[None, :]
-    lane = tl.arange(0, BLOCK_D)[None, None, :]
-    for start in range(0, count, PARTS):
-        place = (start + tl.arange(0, PARTS))[:, None]
-        at = tl.where(place == 0, 2 * first_program + 1, 2 * (first_program + place)) * ROWS + row
-        live = (place < count) & (row < USED_ROWS)
-        highs = tl.load(part_high + at, mask=live, other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(part_total + at, mask=live, other=0.0, cache_modifier=".cg")
-        parts = tl.load(
-            partial + at[:, :, None] * BLOCK_D + lane,
-            mask=live[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_high = tl.maximum(high, tl.max(highs, 0))
-        base = tl.where(new_high == float("-inf"), 0.0, new_high)
-        shrink = tl.exp2(high - base)
-        weights = tl.exp2(highs - base[None, :])
-        total = total * shrink + tl.sum(totals * weights, 0)
-        acc = acc * shrink[:, None] + tl.sum(parts * weights[:, :, None], 0)
-        high = new_high
-    return acc, total
-
-
-@triton.jit
-def _finish(
-    out, codes, out_scales, query_start, seq, head, acc, total,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-    ROUND: tl.constexpr, LARGEST: tl.constexpr,
-):  # fmt: skip
-    token = tl.load(query_start + seq)
-    count = tl.load(query_start + seq + 1) - token
-    query, member = group_rows(ROWS, H // K)
-    lane = tl.arange(0, BLOCK_D)[None, :]
-    at = (token + query).to(tl.int64)[:, None] * (H * D)
-    at += ((head * (H // K) + member) * D)[:, None] + lane
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    mixed = acc.to(out.dtype.element_ty)
-    tl.store(out + at, mixed, mask=(query < count)[:, None] & (lane < D))
-    if ROUND:
-        eighth, scale = round_groups(mixed.to(tl.float32), LARGEST)
-        tl.store(codes + at, eighth.to(codes.dtype.element_ty), mask=(query < count)[:, None])
-        line = (token + query).to(tl.int64) * H + head * (H // K) + member
-        tl.store(out_scales + line, scale, mask=query < count)
