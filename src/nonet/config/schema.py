@@ -218,8 +218,14 @@ class GatewayConfig:
         Doc("layers above the engine, each as name:key=value: ledger, exact_cache, semantic_cache"),
     ] = ()
     data_dir: Annotated[
-        str | None, Doc("folder for what outlives the server: ledger, cached answers")
+        str | None,
+        Doc("folder for what outlives the server: ledger, cached answers, files and batches"),
     ] = None
+    batch_lines: Annotated[
+        int | None,
+        Doc("most requests of batches at a time; as many as the engine has room for when unset", 1),
+    ] = None
+    files_gib: Annotated[float, Doc("room in data_dir for files and answers of batches", 0)] = 16.0
     price_table: Annotated[str | None, Doc("JSON file of prices in LiteLLM's format")] = None
     store_sync: Annotated[
         Literal["full", "normal"],

@@ -16,14 +16,30 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nonet.core.errors import NonetError, UnavailableError
 from nonet.gateway.cache.exact import ExactCache
 from nonet.server import health
+from nonet.server.anthropic.batches import (
+    cancel_message_batch,
+    create_message_batch,
+    delete_message_batch,
+    list_message_batches,
+    message_batch_results,
+    show_message_batch,
+)
 from nonet.server.anthropic.messages import count_tokens, create_message
 from nonet.server.auth import OPEN_PATHS
 from nonet.server.call import Call, Endpoint, header
 from nonet.server.errors import route_error
 from nonet.server.openai.adapters import load_adapter, unload_adapter
+from nonet.server.openai.batches import cancel_batch, create_batch, list_batches, show_batch
 from nonet.server.openai.chat import chat_completions
 from nonet.server.openai.completions import completions
 from nonet.server.openai.embeddings import embeddings
+from nonet.server.openai.files import (
+    create_file,
+    delete_file,
+    file_content,
+    list_files,
+    show_file,
+)
 from nonet.server.openai.models import list_models, show_model
 from nonet.server.openai.responses.create import create_response, input_tokens
 from nonet.server.openai.responses.stored import (
@@ -54,6 +70,21 @@ ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/responses/{response_id}/cancel", cancel_response),
     ("GET", "/v1/responses/{response_id}/input_items", list_input_items),
     ("POST", "/v1/messages/count_tokens", count_tokens),
+    ("POST", "/v1/messages/batches", create_message_batch),
+    ("GET", "/v1/messages/batches", list_message_batches),
+    ("GET", "/v1/messages/batches/{batch_id}", show_message_batch),
+    ("DELETE", "/v1/messages/batches/{batch_id}", delete_message_batch),
+    ("POST", "/v1/messages/batches/{batch_id}/cancel", cancel_message_batch),
+    ("GET", "/v1/messages/batches/{batch_id}/results", message_batch_results),
+    ("POST", "/v1/files", create_file),
+    ("GET", "/v1/files", list_files),
+    ("GET", "/v1/files/{file_id}", show_file),
+    ("DELETE", "/v1/files/{file_id}", delete_file),
+    ("GET", "/v1/files/{file_id}/content", file_content),
+    ("POST", "/v1/batches", create_batch),
+    ("GET", "/v1/batches", list_batches),
+    ("GET", "/v1/batches/{batch_id}", show_batch),
+    ("POST", "/v1/batches/{batch_id}/cancel", cancel_batch),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),
     ("GET", "/v1/usage", usage),

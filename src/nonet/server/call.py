@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
@@ -95,9 +96,9 @@ class Call:
         if self.on_sent is not None and reply.outcome.entry is not None:
             self._sent = Sent()
 
-    async def json(self, schema: type[T]) -> T:
-        """The body as `schema`; the errors name the field."""
-        body = await self.body()
+    async def json(self, schema: type[T], limit: int | None = None) -> T:
+        """The body as `schema`; the errors name the field. `limit` bytes are taken, those of the options when None."""
+        body = await self.body(limit)
         try:
             return msgspec.json.decode(body, type=schema)
         except msgspec.ValidationError as error:
@@ -134,6 +135,22 @@ class Call:
             }
         )
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def respond_chunks(
+        self, chunks: AsyncIterator[bytes], num_bytes: int, content_type: bytes
+    ) -> None:
+        """Answer with bytes that come piece by piece and are `num_bytes` together."""
+        await self.body()
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", str(num_bytes).encode()),
+            *self._id_headers(),
+        ]
+        async with self.while_connected():
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            async for chunk in chunks:
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: Exception) -> None:
         """Answer with the error object, unless an answer has begun."""
@@ -192,41 +209,43 @@ class Call:
         if not message["more_body"] and self.on_sent is not None:
             self.on_sent(self, sent)
 
-    async def body(self) -> bytes:
+    async def body(self, limit: int | None = None) -> bytes:
         """The request's body; it is read once."""
         if self._body is None:
-            self._body = await self._read_body()
+            most = limit or self.state.config.max_body_bytes
+            self._body = b"".join([part async for part in self.body_parts(most)])
         return self._body
 
-    async def _read_body(self) -> bytes:
-        limit = self.state.config.max_body_bytes
+    async def body_parts(self, limit: int, limit_s: str = "body_s") -> AsyncGenerator[bytes, None]:
+        """The body as it comes, instead of `body`; RequestTooLargeError beyond `limit` bytes. `limit_s` names the row
+        of the time that it may take."""
         declared = header(self.scope, b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
-        if BODY_EXTENSION in self.scope.get("extensions", {}):
-            return await self._parts(limit)
-        try:
-            async with asyncio.timeout(maximum("body_s")):
-                return await self._parts(limit)
-        except TimeoutError:
-            raise InvalidRequestError(
-                f"the body did not arrive within {maximum('body_s')} s"
-            ) from None
-
-    async def _parts(self, limit: int) -> bytes:
-        parts: list[bytes] = []
         size = 0
-        while True:
-            message = await self._receive()
+        end_s = time.monotonic() + maximum(limit_s)
+        is_more = True
+        while is_more:
+            message = await self._next_part(end_s, limit_s)
             if message["type"] == "http.disconnect":
                 raise InvalidRequestError("the client left before its body was complete")
             part = message.get("body", b"")
             size += len(part)
             if size > limit:
                 raise _too_large(limit)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+            is_more = message.get("more_body", False)
+            yield part
+
+    async def _next_part(self, end_s: float, limit_s: str) -> Message:
+        if BODY_EXTENSION in self.scope.get("extensions", {}):
+            return await self._receive()
+        try:
+            async with asyncio.timeout(end_s - time.monotonic()):
+                return await self._receive()
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"the body did not arrive within {maximum(limit_s)} s"
+            ) from None
 
 
 class Endpoint:

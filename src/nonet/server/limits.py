@@ -28,6 +28,10 @@ HTTP_LIMITS: dict[str, Limit] = {
     "content_parts": Limit("list[str]", max_length=1024, doc="text parts in one message"),
     "embedding_inputs": Limit("list[str]", max_length=2048, doc="texts in one embedding request"),
     "items": Limit("list[str]", max_length=8192, doc="items in the input of one response"),
+    "batch_lines": Limit("list[str]", max_length=50_000, doc="requests in one batch"),
+    "file_bytes": Limit("int", 0, 200 * 2**20, doc="one uploaded file"),
+    "upload_s": Limit("int", 0, 3600, doc="seconds for an uploaded file to arrive"),
+    "message_batch_bytes": Limit("int", 0, 64 * 2**20, doc="the body that creates a message batch"),
     "metadata": Limit("list[str]", max_length=16, doc="entries of metadata"),
     "page": Limit("int", 1, 100, doc="entries in one page of a list"),
     "prompt_cache_key": Limit(

@@ -38,6 +38,9 @@ from nonet.grammar.deferred import default_compiler
 from nonet.server.admin import bind_admin, create_admin_app
 from nonet.server.app import create_app
 from nonet.server.auth import HostList, KeyRing, refuse_open_bind
+from nonet.server.batch.job import Place
+from nonet.server.batch.runner import BatchRunner
+from nonet.server.batch.seats import IdleSeats
 from nonet.server.encoder import ServedEncoder, load_encoder
 from nonet.server.grammar import GrammarGate
 from nonet.server.key_store import stored_keys
@@ -48,6 +51,9 @@ from nonet.server.startup import curl_line, startup_table
 from nonet.server.state import ServedModel, ServerState
 from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport
+from nonet.store.batches import BatchStore
+from nonet.store.database import Database
+from nonet.store.files import FileStore
 from nonet.store.responses import response_store
 from nonet.telemetry.metrics import Metrics
 from nonet.text.chat_template import ChatTemplate
@@ -55,6 +61,7 @@ from nonet.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Serving", "serve"]
 
+FILES = "files"  # in the data_dir
 SLOW_READER_S = 30.0  # how long one write may wait for a reader
 SOCKET_BUFFER_BYTES = 256 * 1024  # what the kernel may hold for a slow reader
 DRAIN_POLL_S = 0.05
@@ -135,8 +142,15 @@ class Serving:
             state = self._state(tokenizer, template, encoder)
             await state.pipeline.start()
             await state.responses.start()
-            with self._socket:
-                await self._serve(state, engine_start, show)
+            runner = self._runner(state)
+            if runner is not None:
+                await runner.start()
+            try:
+                with self._socket:
+                    await self._serve(state, engine_start, show, runner)
+            finally:
+                if runner is not None:
+                    await runner.close()
             await state.pipeline.close()
             if encoder is not None:
                 encoder.answers.close()
@@ -161,6 +175,7 @@ class Serving:
         state: ServerState,
         engine_start: asyncio.Task[None],
         show: Callable[[str], None],
+        runner: BatchRunner | None,
     ) -> None:
         servers = {self._socket: _HttpServer(_uvicorn_config(create_app(state)))}
         if self._admin_socket is not None:
@@ -179,6 +194,8 @@ class Serving:
                 show(self._table(state))
                 await stopping
             state.is_draining = True
+            if runner is not None:
+                await runner.close()
             await self._drain(state)
             await self._engine.close(at_once=self._stop_now.is_set())
         finally:
@@ -202,6 +219,7 @@ class Serving:
     ) -> ServerState:
         resolved, spec, engine = self._resolved, self._spec, self._engine
         metrics = Metrics(resolved.served_name, lambda: engine.stats, lambda: engine.num_deaths)
+        database = self._site.database
         return ServerState(
             config=self._config,
             engine=engine,
@@ -223,14 +241,30 @@ class Serving:
             hosts=HostList(self._config),
             metrics=metrics,
             pipeline=Pipeline(self._layers, _end_of_pipeline(engine, tokenizer, encoder)),
-            database=self._site.database,
+            database=database,
+            files=self._files(database),
+            batches=BatchStore(database) if database is not None else None,
             ledger=self._site.ledger if self._site.books else None,
-            responses=response_store(self._site.database),
+            responses=response_store(database),
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
             encoder=encoder,
             adapter_dir=resolved.adapters.directory if resolved.adapters else None,
         )
+
+    def _files(self, database: Database | None) -> FileStore | None:
+        folder = self._gateway.data_dir
+        if database is None or folder is None:
+            return None
+        max_bytes = int(self._gateway.files_gib * 2**30)
+        return FileStore(database, Path(folder).expanduser() / FILES, max_bytes=max_bytes)
+
+    def _runner(self, state: ServerState) -> BatchRunner | None:
+        """Who runs batches; None on a server that keeps nothing."""
+        if state.batches is None or state.files is None:
+            return None
+        seats = IdleSeats(self._engine, self._resolved.max_num_seqs, self._gateway.batch_lines)
+        return BatchRunner(Place(state=state, store=state.batches, files=state.files, seats=seats))
 
     def _grammar_gate(self, tokenizer: Tokenizer) -> GrammarGate:
         spec = self._spec

@@ -19,7 +19,9 @@ from nonet.server.limits import check_length
 from nonet.server.sse import StreamGuard
 from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport
+from nonet.store.batches import BatchStore
 from nonet.store.database import Database
+from nonet.store.files import FileStore
 from nonet.store.responses import ResponseStore
 from nonet.telemetry.ledger import Ledger
 from nonet.telemetry.metrics import Metrics
@@ -67,6 +69,8 @@ class ServerState:
     encoder: ServedEncoder | None = None  # beside the model
     adapter_dir: str | None = None  # below which adapters may be loaded over HTTP
     responses: ResponseStore  # turns of conversations
+    files: FileStore | None = None  # None without a data_dir
+    batches: BatchStore | None = None
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False
     active: set[object] = field(default_factory=set)  # calls that run, probes left out

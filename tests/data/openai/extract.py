@@ -16,7 +16,8 @@ SOURCE = "openai_openapi/openapi_subset.json"
 PROSE = {"description", "example", "examples", "title", "deprecated"}
 ROOTS = (
     "CreateChatCompletionResponse", "CreateChatCompletionStreamResponse", "CreateCompletionResponse",
-    "CreateEmbeddingResponse", "ListModelsResponse", "Model", "ErrorResponse", "Response", "ResponseItemList",
+    "Batch", "CreateEmbeddingResponse", "DeleteFileResponse", "ListBatchesResponse", "ListFilesResponse",
+    "ListModelsResponse", "OpenAIFile", "Model", "ErrorResponse", "Response", "ResponseItemList",
     "ResponseCompletedEvent", "ResponseContentPartAddedEvent", "ResponseContentPartDoneEvent", "ResponseCreatedEvent",
     "ResponseErrorEvent", "ResponseFailedEvent", "ResponseFunctionCallArgumentsDeltaEvent",
     "ResponseFunctionCallArgumentsDoneEvent", "ResponseInProgressEvent", "ResponseIncompleteEvent",

@@ -26,7 +26,16 @@ SERVER = {
     "--host", "--port", "--api-keys", "--api-key-file", "--allowed-hosts", "--max-body-bytes", "--stream-buffer-bytes",
     "--drain-s", "--keep-alive-s", "--tool-format", "--reasoning-parser", "--embedder", "--log-level",
 }  # fmt: skip
-GATEWAY = {"--gateway", "--data-dir", "--price-table", "--store-sync", "--admin", "--admin-key"}
+GATEWAY = {
+    "--gateway",
+    "--data-dir",
+    "--batch-lines",
+    "--files-gib",
+    "--price-table",
+    "--store-sync",
+    "--admin",
+    "--admin-key",
+}
 SAMPLING = {
     "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
 }  # fmt: skip

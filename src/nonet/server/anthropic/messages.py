@@ -62,7 +62,7 @@ async def create_message(call: Call) -> None:
         name=name,
         model=model.name,
         is_bounded_by_context=body.max_tokens > room,
-        service_class=_service_class(body),
+        service_class=call.caller.service_class or _service_class(body),
     )
     if body.stream:
         await send_stream(call, generation, MessageEvents(head))

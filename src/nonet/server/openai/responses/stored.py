@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 
 from nonet.core.errors import InvalidRequestError, NotFoundError
 from nonet.server.call import Call
 from nonet.server.limits import check_length, maximum
+from nonet.server.paging import limit_of, order_of, query_of
 
 __all__ = ["cancel_response", "delete_response", "list_input_items", "show_response"]
 
@@ -38,14 +38,12 @@ async def cancel_response(call: Call) -> None:
 async def list_input_items(call: Call) -> None:
     """The items that came with a turn, the newest first unless asked for otherwise."""
     record = await call.state.responses.get(call.tenant, _asked_id(call))
-    query = _query(call)
+    query = query_of(call)
     items = orjson.loads(record.input)
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequestError(f"order is {order[:20]!r}; allowed: asc, desc", "order")
-    if order == "desc":
+    if order_of(query) == "desc":
         items.reverse()
-    await call.respond(_page(items, _limit(query), query.get("after")))
+    limit = limit_of(query, default=DEFAULT_PAGE, most=maximum("page"))
+    await call.respond(_page(items, limit, query.get("after")))
 
 
 def _page(items: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
@@ -62,28 +60,6 @@ def _page(items: list[dict[str, Any]], limit: int, after: str | None) -> dict[st
         "last_id": page[-1]["id"] if page else "",
         "has_more": start + limit < len(items),
     }
-
-
-def _limit(query: dict[str, str]) -> int:
-    given = query.get("limit")
-    if given is None:
-        return DEFAULT_PAGE
-    most = maximum("page")
-    if not given.isascii() or not given.isdigit() or len(given) > 9 or not 1 <= int(given) <= most:
-        raise InvalidRequestError(
-            f"limit is {given[:20]!r}; allowed: a number from 1 to {most}", "limit"
-        )
-    return int(given)
-
-
-def _query(call: Call) -> dict[str, str]:
-    """The last value of each parameter."""
-    text = call.scope["query_string"].decode("latin-1")
-    try:
-        fields = parse_qs(text, keep_blank_values=True, max_num_fields=32)
-    except ValueError:
-        raise InvalidRequestError("the query has too many parameters") from None
-    return {name: values[-1] for name, values in fields.items()}
 
 
 def _asked_id(call: Call) -> str:
