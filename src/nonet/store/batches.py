@@ -369,7 +369,7 @@ class BatchStore:
     def _move(self, connection: sqlite3.Connection, batch_id: str, status: str) -> None:
         """The one place where a status changes."""
         old = _status(connection, batch_id)
-        assert status in MOVES[old], f"{batch_id}: {old} to {status}"
+        assert status in MOVES.get(old, ()), f"{batch_id}: {old} to {status}"
         connection.execute(
             "UPDATE batches SET status = ?, times = json_set(times, '$.' || ?, ?) WHERE batch_id = ?",
             (status, status, int(self._wall()), batch_id),

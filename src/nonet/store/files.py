@@ -158,16 +158,18 @@ class FileStore:
 
     async def discard(self, *file_ids: str | None) -> None:
         """Remove files of our own use."""
-        given = [file_id for file_id in file_ids if file_id is not None]
 
-        def job(connection: sqlite3.Connection) -> None:
-            connection.executemany(
-                "DELETE FROM files WHERE file_id = ? AND purpose = 'internal'",
-                [(file_id,) for file_id in given],
-            )
+        def job(connection: sqlite3.Connection) -> list[str]:
+            rows = [
+                connection.execute(
+                    "DELETE FROM files WHERE file_id = ? AND purpose = 'internal' RETURNING file_id",
+                    (file_id,),
+                ).fetchone()
+                for file_id in file_ids
+            ]
+            return [row[0] for row in rows if row is not None]
 
-        await self._database.write(job)
-        for file_id in given:
+        for file_id in await self._database.write(job):
             self.path(file_id).unlink(missing_ok=True)
 
     async def remove_expired(self) -> None:
