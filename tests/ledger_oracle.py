@@ -204,7 +204,7 @@ async def _batch(folder: Path, database: Database, num_lines: int) -> BatchStore
     )
     await store.create(record, given)
     lines = [Line(number, str(number), 0, 0) for number in range(num_lines)]
-    await store.index(BATCH_ID, lines, is_first=True)
+    await store.index(BATCH_ID, lines)
     await store.begin(BATCH_ID, num_lines)
     return store
 

@@ -1,4 +1,4 @@
-"""What a batch and its lines are in the database: the tables, their rows, and the legal moves of a status."""
+"""What a batch and its lines are in the database: the tables, rows and queries, and the legal moves of a status."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import msgspec
 
 __all__ = [
+    "CLAIM",
+    "COLUMNS",
     "ENDED",
+    "FIND",
     "MOVES",
+    "OPEN",
+    "PAGE",
+    "PLACES",
     "SCHEMA",
     "BatchRecord",
     "Line",
@@ -112,6 +118,28 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         """When it came to that status, if it did."""
         found: dict[str, int] = msgspec.json.decode(self.times)
         return found.get(status)
+
+
+OPEN = """
+SELECT count(*) FROM batches WHERE tenant = ? AND status IN ('validating', 'in_progress', 'cancelling', 'finalizing')
+"""
+CLAIM = """
+SELECT number, custom_id, start, size FROM batch_lines
+WHERE batch_id = ? AND state = 0 AND (lease != ? OR until_s < ?) ORDER BY number LIMIT ?
+"""
+COLUMNS = ", ".join(BatchRecord.__struct_fields__)
+PLACES = ", ".join("?" * len(BatchRecord.__struct_fields__))
+FIND = f"SELECT {COLUMNS} FROM batches WHERE batch_id = ? AND tenant = ? AND dialect = ?"
+PAGE = {
+    "after": f"""
+        SELECT {COLUMNS} FROM batches WHERE tenant = ? AND dialect = ?
+        AND seq < coalesce((SELECT seq FROM batches WHERE batch_id = ?), 9e18) ORDER BY seq DESC LIMIT ?
+    """,
+    "before": f"""
+        SELECT {COLUMNS} FROM batches WHERE tenant = ? AND dialect = ?
+        AND seq > (SELECT seq FROM batches WHERE batch_id = ?) ORDER BY seq LIMIT ?
+    """,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,14 @@ import msgspec
 
 from nonet.core.errors import InvalidRequestError, NotFoundError, OverloadedError
 from nonet.store.batch_records import (
+    CLAIM,
+    COLUMNS,
     ENDED,
+    FIND,
     MOVES,
+    OPEN,
+    PAGE,
+    PLACES,
     SCHEMA,
     BatchRecord,
     Line,
@@ -35,26 +41,6 @@ LEASE_S = 60.0
 MAX_OPEN = 200  # batches of one tenant that have not ended
 RETRY_S = 60.0
 AT_ONCE = 2000  # lines dropped in one transaction
-OPEN = """
-SELECT count(*) FROM batches WHERE tenant = ? AND status IN ('validating', 'in_progress', 'cancelling', 'finalizing')
-"""
-CLAIM = """
-SELECT number, custom_id, start, size FROM batch_lines
-WHERE batch_id = ? AND state = 0 AND (lease != ? OR until_s < ?) ORDER BY number LIMIT ?
-"""
-COLUMNS = ", ".join(BatchRecord.__struct_fields__)
-PLACES = ", ".join("?" * len(BatchRecord.__struct_fields__))
-FIND = f"SELECT {COLUMNS} FROM batches WHERE batch_id = ? AND tenant = ? AND dialect = ?"
-PAGE = {
-    "after": f"""
-        SELECT {COLUMNS} FROM batches WHERE tenant = ? AND dialect = ?
-        AND seq < coalesce((SELECT seq FROM batches WHERE batch_id = ?), 9e18) ORDER BY seq DESC LIMIT ?
-    """,
-    "before": f"""
-        SELECT {COLUMNS} FROM batches WHERE tenant = ? AND dialect = ?
-        AND seq > (SELECT seq FROM batches WHERE batch_id = ?) ORDER BY seq LIMIT ?
-    """,
-}
 
 
 class BatchStore:
@@ -169,28 +155,30 @@ class BatchStore:
 
         return await self._database.read(job)
 
-    async def index(self, batch_id: str, lines: Sequence[Line], *, is_first: bool) -> None:
-        """Note where lines are. Begun again (`is_first`), what was noted before goes."""
+    async def index(self, batch_id: str, lines: Sequence[Line]) -> None:
+        """Note where lines are. An input file never changes, so those that were noted before stay as they are."""
 
         def job(connection: sqlite3.Connection) -> None:
-            if is_first:
-                connection.execute("DELETE FROM batch_lines WHERE batch_id = ?", (batch_id,))
+            if _status(connection, batch_id) != "validating":
+                return
             connection.executemany(
-                "INSERT INTO batch_lines (batch_id, number, custom_id, start, size) VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO batch_lines (batch_id, number, custom_id, start, size) VALUES (?, ?, ?, ?, ?)",
                 [(batch_id, one.number, one.custom_id, one.start, one.size) for one in lines],
             )
 
         await self._database.write(job)
 
     async def begin(self, batch_id: str, total: int) -> bool:
-        """All lines are noted: run them. False when it was cancelled meanwhile."""
+        """All lines are noted: run them. False when the batch was cancelled meanwhile."""
 
         def job(connection: sqlite3.Connection) -> bool:
-            if _status(connection, batch_id) != "validating":
-                return False
-            self._move(connection, batch_id, "in_progress")
-            connection.execute("UPDATE batches SET total = ? WHERE batch_id = ?", (total, batch_id))
-            return True
+            status = _status(connection, batch_id)
+            if status == "validating":
+                self._move(connection, batch_id, "in_progress")
+                connection.execute(
+                    "UPDATE batches SET total = ? WHERE batch_id = ?", (total, batch_id)
+                )
+            return status in ("validating", "in_progress")
 
         return await self._database.write(job)
 
@@ -222,6 +210,15 @@ class BatchStore:
             return [Line(*row) for row in rows]
 
         return await self._database.write(job)
+
+    async def has_open_lines(self, batch_id: str) -> bool:
+        """Whether a line is still to be settled, by whomever."""
+
+        def job(connection: sqlite3.Connection) -> bool:
+            query = "SELECT 1 FROM batch_lines WHERE batch_id = ? AND state = 0 LIMIT 1"
+            return connection.execute(query, (batch_id,)).fetchone() is not None
+
+        return await self._database.read(job)
 
     async def renew(self, batch_id: str, numbers: Sequence[int]) -> None:
         """Keep the leases of lines that are still at work."""
@@ -324,10 +321,13 @@ class BatchStore:
 
     async def finish(
         self, batch_id: str, output: FileRecord | None, errors: FileRecord | None
-    ) -> None:
-        """The files are written: they get their rows, and the batch its last status. `drop_lines` may follow."""
+    ) -> bool:
+        """The files are written: they get their rows, and the batch its last status. `drop_lines` may follow. False
+        when it had ended before."""
 
-        def job(connection: sqlite3.Connection) -> None:
+        def job(connection: sqlite3.Connection) -> bool:
+            if _status(connection, batch_id) in ENDED:
+                return False
             for record in (output, errors):
                 if record is not None:
                     insert_file(connection, record)
@@ -344,8 +344,9 @@ class BatchStore:
             ).fetchone()
             self._move(connection, batch_id, outcome)
             self._release_input(connection, batch_id)
+            return True
 
-        await self._database.write(job)
+        return await self._database.write(job)
 
     async def drop_lines(self, batch_id: str) -> None:
         """Lines of a batch that has ended, a few at a time, so that other writes get their turn."""

@@ -31,6 +31,7 @@ __all__ = ["BatchJob", "Place"]
 
 LEAST_CLAIM = 16
 STORE_RETRY_S = 1.0
+OTHERS_S = 0.2
 
 logger = logging.getLogger("nonet.server")
 
@@ -117,10 +118,8 @@ class BatchJob:
         path = self._place.files.path(record.input_file_id)
         given = InputFile(path, record.endpoint, self._place.state.config.max_body_bytes)
         with contextlib.closing(given):
-            is_first = True
             while lines := await asyncio.to_thread(given.next_lines):
-                await store.index(self._batch_id, lines, is_first=is_first)
-                is_first = False
+                await store.index(self._batch_id, lines)
         if given.errors:
             await store.refuse(self._batch_id, given.errors)
             await store.drop_lines(self._batch_id)
@@ -137,7 +136,10 @@ class BatchJob:
             if self._queue:
                 break
             if not self._at_work:
-                return None
+                if not await self._place.store.has_open_lines(self._batch_id):
+                    return None
+                await asyncio.sleep(OTHERS_S)  # another worker has them
+                continue
             await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
         return self._queue.popleft()
 

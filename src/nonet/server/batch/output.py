@@ -43,7 +43,10 @@ async def write_files(
             sheet.file.close()
             with contextlib.suppress(OSError):
                 sheet.part.unlink(missing_ok=True)
-    await store.finish(record.batch_id, *made)
+    if not await store.finish(record.batch_id, *made):
+        for one in made:
+            if one is not None:
+                files.path(one.file_id).unlink(missing_ok=True)
 
 
 class _Sheet:
