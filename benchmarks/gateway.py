@@ -248,8 +248,8 @@ def load(name: str, url: str, pid: int, connections: int, seconds: int) -> Load:
         name,
         connections,
         float(_found(r"Requests/sec:\s+([\d.]+)", text)),
-        _ms(_found(r"50%\s+(\S+)", text)),
-        _ms(_found(r"99%\s+(\S+)", text)),
+        _ms(_found(r"\n\s+50%\s+(\S+)", text)),
+        _ms(_found(r"\n\s+99%\s+(\S+)", text)),
         round(1e6 * cpu_s / requests, 1),
         int(failed.group(1)) if failed else 0,
     )
