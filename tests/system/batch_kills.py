@@ -66,7 +66,7 @@ def run_kills(folder: Path, num_lines: int, num_kills: int, seed: int) -> KillRe
     with _client(server) as client:
         batch_id = make(client, lines).id
     for point in _points(rng, num_lines, num_kills):
-        status, settled = _wait_for(folder, point, rng)
+        status, settled = _wait_for(folder, point, num_lines, rng)
         os.kill(server.process.pid, signal.SIGKILL)
         server.close()
         status, settled = _progress(folder)  # what was acknowledged in between stands too
@@ -119,21 +119,23 @@ def _body(number: int) -> dict[str, Any]:
 
 def _points(rng: random.Random, num_lines: int, num_kills: int) -> list[int]:
     """After how many settled lines to kill: -1 while the input is looked at, `num_lines` while files are written."""
-    num_ends = max(1, num_kills // 50)
+    num_ends = max(1, num_kills // 25)
     middle = sorted(rng.randrange(num_lines) for _ in range(num_kills - 2 * num_ends))
     return [-1] * num_ends + middle + [num_lines] * num_ends
 
 
-def _wait_for(folder: Path, point: int, rng: random.Random) -> tuple[str, int]:
+def _wait_for(folder: Path, point: int, num_lines: int, rng: random.Random) -> tuple[str, int]:
     """Return at the point, or a random moment after it."""
     end_s = time.monotonic() + 60
     while True:
         status, settled = _progress(folder)
-        if settled >= point or status == "completed":
+        is_there = settled >= point and (point < num_lines or status != "in_progress")
+        if is_there or status == "completed":
             break
         assert time.monotonic() < end_s, f"no progress: {status}, {settled} of {point}"
         time.sleep(0.001)
-    time.sleep(rng.random() * (0.03 if point >= 0 else 0.01))
+    is_middle = point >= 0 and status == "in_progress"
+    time.sleep(rng.random() * (0.03 if is_middle else 0.004))  # both ends are over soon
     return status, settled
 
 
