@@ -19,7 +19,8 @@ from nonet.core.sampling_params import SamplingParams
 from nonet.core.step import StepResult
 from nonet.engine.llm import LLM
 from nonet.grammar.llguidance import LLGuidance
-from nonet.runner.executor import Flight, LocalExecutor
+from nonet.runner.executor import LocalExecutor
+from nonet.runner.runner import LaunchedStep
 from tests.real_models import real_model
 
 pytestmark = pytest.mark.models
@@ -114,9 +115,10 @@ def test_drafts_change_nothing(
     lengths: dict[int, int] = {}
     accepted: list[int] = []
 
-    def collect(self: LocalExecutor, flight: Flight) -> StepResult:
+    def collect(self: LocalExecutor, step: LaunchedStep) -> StepResult:
+        result = self.runner.collect(step)
         rows = []
-        for row in flight.result.rows:
+        for row in result.rows:
             number = numbers.setdefault(row.seq_id, len(numbers))
             lengths[number] = lengths.get(number, 0) + len(row.token_ids)
             accepted.append(row.num_accepted)
@@ -124,7 +126,7 @@ def test_drafts_change_nothing(
             if coming and rng.random() < 0.4:
                 coming[rng.randrange(len(coming))] = rng.randrange(49152)
             rows.append(msgspec.structs.replace(row, drafts=tuple(coming)))
-        return msgspec.structs.replace(flight.result, rows=rows)
+        return msgspec.structs.replace(result, rows=rows)
 
     monkeypatch.setattr(LocalExecutor, "collect", collect)
     found = [generate(llm, [one])[0] for one in asked]
