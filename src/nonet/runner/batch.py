@@ -48,6 +48,7 @@ class StepBuffers:
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self.max_rows = max_rows
+        self.has_unread = False  # some token of the step is a reference
         sizes = [max_tokens, max_tokens, max_tokens, max_num_seqs + 1, max_rows]
         sizes += [max_num_seqs, max_tokens, max_num_seqs * max_blocks] * num_groups
         is_host = device.type == "cpu"
@@ -115,11 +116,14 @@ class StepBuffers:
 
     def _fill_tokens(self, rows: Sequence[Row], sequences: SequenceTable, firsts: Ints) -> None:
         token_ids = self._here.token_ids.numpy()
+        self.has_unread = False
         for row, first in zip(rows, firsts.tolist(), strict=True):
             sequence = sequences[row.seq_id]
             known = sequence.token_ids
             if row.num_tokens == 1 and not row.drafts:
-                token_ids[first] = known[row.start] if row.start < len(known) else _unread(sequence)
+                is_unread = row.start >= len(known)
+                self.has_unread |= is_unread
+                token_ids[first] = _unread(sequence) if is_unread else known[row.start]
                 continue
             ids = [*known[row.start : row.start + row.num_tokens], *row.drafts]
             token_ids[first : first + len(ids)] = ids

@@ -111,7 +111,8 @@ class Runner:
         self._take_changes(plan)
         clock = DeviceClock(self._buffers.device)
         shape, step = self._buffers.fill(plan.rows, self._sequences)
-        if self._sampled is not None:
+        if self._buffers.has_unread:
+            assert self._sampled is not None, "no step before this one sampled anything"
             self._ops.take_sampled(step.token_ids, self._sampled)
         prepared = time.perf_counter()
         windows = self._compactor.windows(plan) if self._compactor else None

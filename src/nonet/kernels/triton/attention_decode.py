@@ -36,16 +36,12 @@ MERGED = 8192  # elements of partial results merged at a time
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiling:
-    """tile: cache entries taken at a time. programs: how many share the work, a multiple of the multiprocessors.
-
-    least: tiles that a program takes at least, for merging parts costs as much as reading some.
-    """
+    """tile: cache entries taken at a time. programs: how many share the work, a multiple of the multiprocessors."""
 
     tile: int
     warps: int
     stages: int
     programs: int
-    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,6 @@ def attend_few(
         TILE=tiling.tile,
         SEQS=triton.next_power_of_2(max(16, num_seqs)),
         PROGRAMS=tiling.programs,
-        LEAST=tiling.least,
         ROUND=rounded is not None,
         LARGEST=FLOAT8_MAX,
         PARTS=max(1, MERGED // (used_rows * block)),
@@ -146,7 +141,7 @@ def _attend_few(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
     PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    IS_CODED: tl.constexpr, LEAST: tl.constexpr, ROUND: tl.constexpr, LARGEST: tl.constexpr,
+    IS_CODED: tl.constexpr, ROUND: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
@@ -155,7 +150,7 @@ def _attend_few(
     )
     ends = tl.cumsum(tiles_of, 0) * K
     everything = tl.sum(tiles_of, 0) * K
-    share = tl.maximum(tl.cdiv(everything, PROGRAMS), LEAST)
+    share = tl.cdiv(everything, PROGRAMS)
     at = program * share
     stop = tl.minimum(at + share, everything)
     while at < stop:
