@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         "gateway": ["exact_cache", "ledger"], "data_dir": str(folder / "data"), "price_table": str(prices),
     }  # fmt: skip
     running = start_server(
-        folder, FakeConfig(step_s=0.001), gateway=gateway, api_keys=[KEY], reasoning_parser="think"
+        folder, FakeConfig(step_s=0.01), gateway=gateway, api_keys=[KEY], reasoning_parser="think"
     )
     yield running
     assert running.stop() == 0
