@@ -11,11 +11,20 @@ from checkpoint_writers import open_table
 from safetensors.torch import load_file
 
 from nonet.quant.checkpoints import awq, gptq, scaled
-from nonet.quant.checkpoints.affine import AffineWeight
+from nonet.quant.checkpoints.affine import AffineWeight, unpack_words
 
 GOLDEN = Path(__file__).parent / "golden"
-CONFIGS = json.loads((GOLDEN / "golden.json").read_text())
-TENSORS = load_file(GOLDEN / "golden.safetensors")
+RECORDS = ("golden", "gptqmodel")
+CONFIGS = {
+    case: config
+    for record in RECORDS
+    for case, config in json.loads((GOLDEN / f"{record}.json").read_text()).items()
+}
+TENSORS = {
+    name: tensor
+    for record in RECORDS
+    for name, tensor in load_file(GOLDEN / f"{record}.safetensors").items()
+}
 
 
 def stored(case: str) -> dict[str, torch.Tensor]:
@@ -55,10 +64,28 @@ def test_the_check_rejects_a_wrong_order_of_nibbles(monkeypatch: pytest.MonkeyPa
         assert not torch.equal(dequantised("awq"), TENSORS["awq.expected"])
 
 
-@pytest.mark.parametrize("case", ["gptq4", "gptq8", "gptq4-act"])
+@pytest.mark.parametrize("case", ["gptq4", "gptq8", "gptq4-act", "v1-gptq4", "v1-gptq8"])
 def test_the_check_rejects_zeros_off_by_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "ONES", {4: 0, 8: 0})
     assert not torch.equal(dequantised(case), TENSORS[f"{case}.expected"])
+
+
+@pytest.mark.parametrize(("case", "other"), [("v2-gptq4", "gptq"), ("v1-gptq8", "gptq_v2")])
+def test_the_version_of_gptq_has_two_names_and_matters(case: str, other: str) -> None:
+    expected = TENSORS[f"{case}.expected"]
+    config = {key: one for key, one in CONFIGS[case].items() if key != "checkpoint_format"}
+    assert torch.equal(open_table(stored(case), config).load("layer.weight"), expected)
+    wrong = config | {"format": other}
+    assert not torch.equal(open_table(stored(case), wrong).load("layer.weight"), expected)
+
+
+def test_zeros_of_version_1_borrow_from_their_neighbours() -> None:
+    """The record has zeros of 0, and taking one from each field by itself would give other weights."""
+    words = stored("v1-gptq4")["layer.qzeros"]
+    zeros = unpack_words(stored("v2-gptq4")["layer.qzeros"], 4, dim=1)
+    assert (zeros == 0).any()
+    by_fields = (unpack_words(words, 4, dim=1) + 1) % 16
+    assert not torch.equal(by_fields, zeros)
 
 
 @pytest.mark.parametrize("case", ["pack4-asym", "int8-asym", "awq"])
@@ -71,11 +98,12 @@ def test_the_check_rejects_a_shifted_zero(case: str, monkeypatch: pytest.MonkeyP
     assert not torch.equal(dequantised(case), TENSORS[f"{case}.expected"])
 
 
-def test_the_check_rejects_an_ignored_act_order() -> None:
-    tensors = stored("gptq4-act")
+@pytest.mark.parametrize("case", ["gptq4-act", "v2-gptq4-act", "v2-gptq8-act"])
+def test_the_check_rejects_an_ignored_act_order(case: str) -> None:
+    tensors = stored(case)
     del tensors["layer.g_idx"]
-    ours = open_table(tensors, CONFIGS["gptq4-act"]).load("layer.weight")
-    assert not torch.equal(ours, TENSORS["gptq4-act.expected"])
+    ours = open_table(tensors, CONFIGS[case]).load("layer.weight")
+    assert not torch.equal(ours, TENSORS[f"{case}.expected"])
 
 
 def test_the_check_rejects_swapped_block_axes(monkeypatch: pytest.MonkeyPatch) -> None:

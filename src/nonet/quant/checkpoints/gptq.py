@@ -44,7 +44,9 @@ class GPTQ:
     """A `CheckpointFormat`."""
 
     def __init__(self, tensors: StoredTensors, config: Fields) -> None:
-        version = config.values.get("checkpoint_format") or "gptq"
+        # GPTQModel writes both names; "format" is the one that it means to keep.
+        names = ("checkpoint_format", "format")
+        version = next((config.values[n] for n in names if config.values.get(n)), "gptq")
         if config.boolean("is_marlin_format"):
             version = "marlin"
         if version not in VERSIONS:
