@@ -46,36 +46,72 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-// R tiles of rows (the last may be short) times P panels; sums in tiles 0 to R P - 1, then left and right operands.
-template <int R, int P>
-class MatrixBlock {
+// The shapes of the registers, told to the unit when they change, and given back at the end: another user of the unit
+// finds it as it likes.
+class MatrixUnit {
  public:
-  explicit MatrixBlock(int rows) {
+  MatrixUnit() = default;
+  MatrixUnit(const MatrixUnit&) = delete;
+  MatrixUnit& operator=(const MatrixUnit&) = delete;
+  ~MatrixUnit() {
+    if (key_ >= 0) asm volatile("tilerelease");
+  }
+
+  // R row tiles, of which the last has `last` rows, times P panels: R P sums first, then the left operands.
+  template <int R, int P>
+  void shape(int last) {
+    const int key = last == kMatrixRows ? 0 : (R * 4 + P) * kMatrixRows + last;
+    if (key == key_) return;
+    key_ = key;
     TileShapes shapes;
-    for (int t = 0; t < R * P + R + P; ++t) {
+    for (int t = 0; t < 8; ++t) {
       shapes.row_bytes[t] = 64;
       shapes.rows[t] = kMatrixRows;
     }
-    const int last = rows - (R - 1) * kMatrixRows;
     for (int p = 0; p < P; ++p) shapes.rows[(R - 1) * P + p] = (uint8_t)last;
-    shapes.rows[R * P + R - 1] = (uint8_t)last;
+    constexpr int kLast = R * P + R - 1;
+    shapes.rows[kLast] = (uint8_t)last;
+    if (R == 2 && P == 1) shapes.rows[kLast + kSecondSet] = (uint8_t)last;
     asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
 
+  static constexpr int kSecondSet = 3;  // from the operands of a step to those of the next, where both fit
+
+ private:
+  int key_ = -1;  // 0: all whole
+};
+
+// R tiles of rows (the last may be short) times P panels; sums in tiles 0 to R P - 1, then left and right operands.
+//
+// The unit does not rename its registers: a load waits until the product that reads its register is done. Where the
+// operands of two steps fit, they take turns.
+template <int R, int P>
+class MatrixBlock {
+ public:
   // `steps` is a multiple of kMatrixSteps; other arguments as those of a StreamTile, strides in units.
-  void run(const uint32_t* left, ptrdiff_t left_stride, const uint32_t* right, ptrdiff_t right_stride, int steps,
-           const float* start, float* out, ptrdiff_t out_stride) const {
+  static void run(MatrixUnit& unit, int rows, const uint32_t* left, ptrdiff_t left_stride, const uint32_t* right,
+                  ptrdiff_t right_stride, int steps, const float* start, float* out, ptrdiff_t out_stride) {
+    unit.shape<R, P>(rows - (R - 1) * kMatrixRows);
     sums<0>([&](auto number, int r, int p) {
       if (start)
         tile_load<number.value>(start + p * kLanes, 0);  // the same row for all
       else
         tile_load<number.value>(out + r * kMatrixRows * out_stride + p * kLanes, out_stride * 4);
     });
-    for (int k = 0; k < steps; k += kMatrixSteps, right += kMatrixSteps * right_stride) {
-      tile_load<R * P>(left + k, left_stride * 4);
-      if constexpr (R == 2) tile_load<R * P + 1>(left + kMatrixRows * left_stride + k, left_stride * 4);
-      multiply<0>(right, right_stride);
+    int k = 0;
+    const auto step = [&](auto first) {
+      operands<first.value>(left + k, left_stride, right, right_stride);
+      k += kMatrixSteps;
+      right += kMatrixSteps * right_stride;
+    };
+    constexpr int kFirst = R * P;
+    if constexpr (R == 2 && P == 1) {
+      while (k + kMatrixSteps < steps) {
+        step(Number<kFirst>{});
+        step(Number<kFirst + MatrixUnit::kSecondSet>{});
+      }
     }
+    while (k < steps) step(Number<kFirst>{});
     sums<0>([&](auto number, int r, int p) {
       tile_store<number.value>(out + r * kMatrixRows * out_stride + p * kLanes, out_stride * 4);
     });
@@ -95,40 +131,54 @@ class MatrixBlock {
     }
   }
 
-  template <int Panel>
-  static NONET_INLINE void multiply(const uint32_t* right, ptrdiff_t right_stride) {
+  // One step of products; its operands lie in the registers from `First` on.
+  template <int First>
+  static NONET_INLINE void operands(const uint32_t* left, ptrdiff_t left_stride, const uint32_t* right,
+                                    ptrdiff_t right_stride) {
+    tile_load<First + R>(right, right_stride * 4);
+    tile_load<First>(left, left_stride * 4);
+    load_right<First, 1>(right, right_stride);
+    multiply<First, 0, 0>();
+    if constexpr (R == 2) tile_load<First + 1>(left + kMatrixRows * left_stride, left_stride * 4);
+    if constexpr (R == 2) multiply<First, 1, 0>();
+  }
+
+  template <int First, int Panel>
+  static NONET_INLINE void load_right(const uint32_t* right, ptrdiff_t right_stride) {
     if constexpr (Panel < P) {
-      constexpr int kRight = R * P + R + Panel;
-      tile_load<kRight>(right + Panel * kLanes, right_stride * 4);
-      tile_multiply<Panel, R * P, kRight>();
-      if constexpr (R == 2) tile_multiply<P + Panel, R * P + 1, kRight>();
-      multiply<Panel + 1>(right, right_stride);
+      tile_load<First + R + Panel>(right + Panel * kLanes, right_stride * 4);
+      load_right<First, Panel + 1>(right, right_stride);
+    }
+  }
+
+  template <int First, int Row, int Panel>
+  static NONET_INLINE void multiply() {
+    if constexpr (Panel < P) {
+      tile_multiply<Row * P + Panel, First + Row, First + R + Panel>();
+      multiply<First, Row, Panel + 1>();
     }
   }
 };
 
 // Rows times a group of panels, [steps][panels][16] units.
-inline void matrix_block(const uint32_t* left, ptrdiff_t left_stride, int rows, const uint32_t* right, int panels,
-                         int steps, const float* start, float* out, ptrdiff_t out_stride) {
+inline void matrix_block(MatrixUnit& unit, const uint32_t* left, ptrdiff_t left_stride, int rows, const uint32_t* right,
+                         int panels, int steps, const float* start, float* out, ptrdiff_t out_stride) {
   const ptrdiff_t right_stride = panels * kLanes;
   for (int r = 0; r < rows; r += 2 * kMatrixRows) {
     const int count = std::min(2 * kMatrixRows, rows - r);
-    const uint32_t* some = left + r * left_stride;
-    float* to = out + r * out_stride;
-    const auto run = [&](const auto& block, int p) {
-      block.run(some, left_stride, right + p * kLanes, right_stride, steps, start ? start + p * kLanes : nullptr,
-                to + p * kLanes, out_stride);
+    const auto run = [&](auto block, int p) {
+      decltype(block)::run(unit, count, left + r * left_stride, left_stride, right + p * kLanes, right_stride, steps,
+                           start ? start + p * kLanes : nullptr, out + r * out_stride + p * kLanes, out_stride);
     };
     if (count <= kMatrixRows) {
-      if (panels == 3) run(MatrixBlock<1, 3>(count), 0);
-      if (panels == 2) run(MatrixBlock<1, 2>(count), 0);
-      if (panels == 1) run(MatrixBlock<1, 1>(count), 0);
+      if (panels == 3) run(MatrixBlock<1, 3>(), 0);
+      if (panels == 2) run(MatrixBlock<1, 2>(), 0);
+      if (panels == 1) run(MatrixBlock<1, 1>(), 0);
     } else {
-      if (panels >= 2) run(MatrixBlock<2, 2>(count), 0);
-      if (panels != 2) run(MatrixBlock<2, 1>(count), panels - 1);
+      if (panels >= 2) run(MatrixBlock<2, 2>(), 0);
+      if (panels != 2) run(MatrixBlock<2, 1>(), panels - 1);
     }
   }
-  asm volatile("tilerelease");
 }
 
 }  // namespace nonet

@@ -74,14 +74,18 @@ StreamTile dense_tile(int rows, int panels) {
   }
 }
 
+#if !defined(NONET_MATRIX_UNIT)
+struct MatrixUnit {};
+#endif
+
 // All rows of a chunk times one block of a group of panels, [steps][panels][16] units.
 template <Element E>
-void multiply_block(const uint32_t* left, int rows, const uint32_t* right, int panels, int steps, const float* start,
-                    float* out, ptrdiff_t out_stride) {
+void multiply_block([[maybe_unused]] MatrixUnit& unit, const uint32_t* left, int rows, const uint32_t* right, int panels,
+                    int steps, const float* start, float* out, ptrdiff_t out_stride) {
 #if defined(NONET_MATRIX_UNIT)
   const int whole = steps / kMatrixSteps * kMatrixSteps;
   if (E == Element::kBfloat16 && whole > 0 && has_matrix_unit()) {
-    matrix_block(left, kDenseRowUnits, rows, right, panels, whole, start, out, out_stride);
+    matrix_block(unit, left, kDenseRowUnits, rows, right, panels, whole, start, out, out_stride);
     if (whole == steps) return;
     left += whole;
     right += (ptrdiff_t)whole * panels * kLanes;

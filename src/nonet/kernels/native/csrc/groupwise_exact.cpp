@@ -29,14 +29,15 @@ struct Exact {
     const Blocks cut = blocks(w);
     const int64_t total = w.depth / kPerUnit;
     uint32_t* dense = reinterpret_cast<uint32_t*>(scratch);
+    MatrixUnit unit;
     for (int b = 0; b < cut.count; ++b) {
       const int64_t first = (int64_t)b * cut.steps;
       const int steps = (int)std::min<int64_t>(cut.steps, total - first);
       for (int p = 0; p < panels; ++p)
         widen(w, panel + p, first * kPerUnit / w.group, steps * kPerUnit / w.group, dense + p * kLanes,
               panels * kLanes);
-      multiply_block<E>(left + b * block_stride, rows, dense, panels, steps, b == 0 ? w.bias + panel * kLanes : nullptr,
-                        out, out_stride);
+      multiply_block<E>(unit, left + b * block_stride, rows, dense, panels, steps,
+                        b == 0 ? w.bias + panel * kLanes : nullptr, out, out_stride);
     }
   }
 

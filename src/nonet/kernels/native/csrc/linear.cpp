@@ -25,8 +25,8 @@ Cut::Cut(int rows, int panels, int panels_per_group, int threads, int max_rows)
 }
 
 Cut::Item Cut::item(int number) const {
-  const int chunk = number / shares_;
-  int share = number % shares_, shares = shares_;
+  const int chunk = number % row_chunks_;
+  int share = number / row_chunks_, shares = shares_;
   int first = 0, last = groups_;
   if (large_ > 0 && share < threads_) {
     first = share * large_;

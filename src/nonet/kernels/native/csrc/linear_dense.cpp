@@ -19,11 +19,12 @@ struct Dense {
   static void multiply(const DenseWeight& w, const uint32_t* left, int64_t block_stride, int rows, int64_t panel,
                        int panels, float* out, ptrdiff_t out_stride, char*) {
     const Blocks blocks(w.steps, 1);
+    MatrixUnit unit;
     for (int b = 0; b < blocks.count; ++b) {
       const int64_t first = (int64_t)b * blocks.steps;
       const uint32_t* right = w.units + (panel * w.steps + first * panels) * kLanes;
       const int steps = (int)std::min<int64_t>(blocks.steps, w.steps - first);
-      multiply_block<E>(left + b * block_stride, rows, right, panels, steps,
+      multiply_block<E>(unit, left + b * block_stride, rows, right, panels, steps,
                         b == 0 ? w.bias + panel * kLanes : nullptr, out, out_stride);
     }
   }
