@@ -20,7 +20,6 @@ import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -103,7 +102,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """Latency of requests that no cache answers, one after another on each of 8 connections."""
+    """Latency of requests that no cache answers, one after another on one connection."""
 
     server: str
     requests: int
@@ -147,8 +146,9 @@ def main() -> int:
                     print(streams[-1], flush=True)
         for _ in range(args.rounds):  # in turn, so that a disturbance meets both
             for name, layers in {"no layers": [], **LAYERS}.items():
-                with nonet(scratch, layers) as (url, _pid):
-                    added.append(asyncio.run(latency(name, url, args.requests)))
+                with nonet(scratch, layers) as (url, pid):
+                    _move_engine(pid)
+                    added.append(latency(name, url, args.seconds))
                     print(added[-1], flush=True)
     report(args, loads, added, streams)
     return 0
@@ -167,7 +167,6 @@ def _parse() -> argparse.Namespace:
     )
     add("--seconds", type=int, default=5, help="of each run")
     add("--connections", type=int, nargs="+", default=[1, 32, 128])
-    add("--requests", type=int, default=2000, help="of each latency run")
     add("--rounds", type=int, default=3, help="of the latency runs")
     return parser.parse_args()
 
@@ -230,47 +229,36 @@ def warm(url: str) -> None:
 
 def load(name: str, url: str, pid: int, connections: int, seconds: int) -> Load:
     """wrk for some seconds, and the server's CPU time meanwhile."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write('wrk.method = "POST"\n')
-        for header, value in {**_headers(), "content-type": "application/json"}.items():
-            script.write(f'wrk.headers["{header}"] = "{value}"\n')
-        script.write(f"wrk.body = [==[{json.dumps(BODY)}]==]\n")
-        script.flush()
-        command = [
-            "wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", script.name, url,
-        ]  # fmt: skip
-        before = _cpu_s(pid)
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        cpu_s = _cpu_s(pid) - before
+    before = _cpu_s(pid)
+    text = _wrk(url, connections, seconds, f"wrk.body = [==[{json.dumps(BODY)}]==]\n")
+    cpu_s = _cpu_s(pid) - before
     requests = int(_found(r"(\d+) requests in", text))
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     return Load(
         name,
         connections,
         float(_found(r"Requests/sec:\s+([\d.]+)", text)),
-        _ms(_found(r"\n\s+50%\s+(\S+)", text)),
-        _ms(_found(r"\n\s+99%\s+(\S+)", text)),
+        *_percentiles(text),
         round(1e6 * cpu_s / requests, 1),
         int(failed.group(1)) if failed else 0,
     )
 
 
-async def latency(name: str, url: str, requests: int) -> Added:
-    """Requests that differ, so that every layer does its work and the engine answers."""
-    seconds: list[float] = []
-
-    async def one(client: httpx.AsyncClient, number: int) -> None:
-        for turn in range(requests // 8):
-            question = {**BODY, "max_tokens": 1, "seed": 1000 * turn + number}
-            began = time.perf_counter()
-            answer = await client.post(url, json=question)
-            seconds.append(time.perf_counter() - began)
-            assert answer.status_code == 200, answer.text
-
-    async with httpx.AsyncClient(headers=_headers(), timeout=30) as client:
-        await asyncio.gather(*[one(client, number) for number in range(8)])
-    cuts = statistics.quantiles(seconds[len(seconds) // 10 :], n=100)
-    return Added(name, len(seconds), round(1e3 * cuts[49], 3), round(1e3 * cuts[98], 3))
+def latency(name: str, url: str, seconds: int) -> Added:
+    """Requests that differ, one after another on one connection: every layer does its work and the engine answers."""
+    asked = json.dumps({**BODY, "max_tokens": 1, "seed": 123456789}).replace("123456789", "%d")
+    script = (
+        "local number = 0\n"
+        "request = function()\n"
+        "  number = number + 1\n"
+        f"  return wrk.format(nil, nil, nil, string.format([==[{asked}]==], number))\n"
+        "end\n"
+    )
+    text = _wrk(url, 1, seconds, script)
+    if "Non-2xx" in text:
+        raise RuntimeError(text)
+    requests = int(_found(r"(\d+) requests in", text))
+    return Added(name, requests, *_percentiles(text))
 
 
 def report(
@@ -355,6 +343,25 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _wrk(url: str, connections: int, seconds: int, lua: str) -> str:
+    """What wrk prints after posting for some seconds, as `lua` says."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write('wrk.method = "POST"\n')
+        for header, value in {**_headers(), "content-type": "application/json"}.items():
+            script.write(f'wrk.headers["{header}"] = "{value}"\n')
+        script.write(lua)
+        script.flush()
+        command = [
+            "wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", script.name, url,
+        ]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _percentiles(text: str) -> tuple[float, float]:
+    """The median and the 99th percentile in milliseconds."""
+    return _ms(_found(r"\n\s+50%\s+(\S+)", text)), _ms(_found(r"\n\s+99%\s+(\S+)", text))
 
 
 def _cpu_s(pid: int) -> float:

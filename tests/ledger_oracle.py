@@ -243,7 +243,7 @@ def _ask(plan: Plan, attempt: int, caller: Caller | None = None) -> Ask:
         msgspec.structs.replace(request, service_class=caller.service_class)
         for request in made.requests
     )
-    return dataclasses.replace(made, requests=requests)
+    return msgspec.structs.replace(made, requests=requests)
 
 
 async def _read(gateway: Pipeline, asked: Ask, plan: Plan) -> None:

@@ -1,14 +1,16 @@
 """The nouns of the gateway: what a call asks of a model and what comes back, in no API's dialect.
 
 An `Ask` holds token ids, sampling and who asks; a `Reply` holds pieces of text and tokens, counts, and what became of
-the ask on its way. Every dialect is built from these, so a layer serves all of them.
+the ask on its way. Every dialect is built from these, so a layer serves all of them. They are structs: an answer from a
+cache costs little more than making them. A default `[]` is a new list each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from nonet.core.outputs import FinishReason, TokenLogprob
 from nonet.core.request import Request
@@ -33,8 +35,7 @@ __all__ = [
 CacheOutcome = Literal["exact", "semantic", "miss", "bypass"]
 
 
-@dataclass(slots=True)
-class CallDelta:
+class CallDelta(msgspec.Struct):
     """News of one tool call: it begins (then it has an id and a name), or its arguments, JSON text, grow."""
 
     index: int
@@ -43,8 +44,7 @@ class CallDelta:
     arguments: str = ""
 
 
-@dataclass(slots=True)
-class ChoiceText:
+class ChoiceText(msgspec.Struct):
     """New text of one choice; several deltas of a reader that was behind come as one.
 
     `calls` are found in the text above the gateway, which knows text only; `ends_in_calls` says on the last piece that
@@ -53,20 +53,19 @@ class ChoiceText:
 
     choice: int
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    text_offsets: list[int] = field(default_factory=list)  # characters before each token
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    text_offsets: list[int] = []  # characters before each token
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     thought: str = ""  # what the model wrote for itself; found above the gateway too
-    calls: list[CallDelta] = field(default_factory=list)
+    calls: list[CallDelta] = []
     ends_in_calls: bool = False
     embedding: bytes | None = None  # of a request that pools: float32, little endian
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """Tokens of the whole call."""
 
     prompt_tokens: int = 0
@@ -77,8 +76,7 @@ class Usage:
     thought_tokens: int = 0  # of the completion, what the model wrote for itself
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheWishes:
+class CacheWishes(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller says about cached answers: the Cache-Control of HTTP, and the consent to a sampled one."""
 
     no_cache: bool = False  # a new answer is wanted; it may be kept
@@ -87,8 +85,7 @@ class CacheWishes:
     allow_sampled: bool = False  # an answer that was drawn at random for an equal ask will do
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyLimits:
+class KeyLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one API key may use; None does not limit. Money is in the price table's currency, as a decimal."""
 
     requests_per_minute: int | None = None
@@ -96,8 +93,7 @@ class KeyLimits:
     money_per_day: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks, and on what terms. Nothing cached for one tenant is ever seen by another."""
 
     tenant: str = ""
@@ -108,8 +104,7 @@ class Caller:
     book: Callable[[LedgerRow], None] | None = None  # takes the row instead of the ledger
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """A chat as the dialect understood it, for layers that need more than token ids. `settings` is what else shapes the
     answer: tools, the choice among them, the format asked for."""
 
@@ -117,8 +112,7 @@ class Conversation:
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One call: its requests, in the order of its prompts. Choice numbers run over prompts, then over n.
 
     `echoed` is, per request, how many characters of prompt the answer will repeat before its own. Without
@@ -157,8 +151,7 @@ class Ask:
         return len(self.requests) * self.requests[0].params.n
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """What became of an ask. Layers write what they know before they return their reply; `headers` tells the client."""
 
     cache: CacheOutcome | None = None  # None: no cache stands in the way
@@ -166,12 +159,8 @@ class Outcome:
     tier: str | None = None
     cost: str | None = None  # a decimal, where it is known before the answer
     cost_picos: int | None = None  # once it is booked
-    savings: list[Saving] = field(
-        default_factory=list
-    )  # an answer from a cache is counted from its usage
-    headers: list[tuple[bytes, bytes]] = field(
-        default_factory=list
-    )  # of layers that have more to say
+    savings: list[Saving] = []  # an answer from a cache is counted from its usage
+    headers: list[tuple[bytes, bytes]] = []  # of layers that have more to say
     entry: object | None = None  # the cache's own object that the answer was read from
     total: Usage | None = None  # the counts of the whole answer, where they are known before it
     finish: FinishReason | None = None  # with `total`
@@ -187,8 +176,7 @@ class Outcome:
         return [(name, text.encode()) for name, text in named if text is not None] + self.headers
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct):
     """The answer to an ask while it comes.
 
     `pieces` yields new text in order, an empty list when idle; its reader must exhaust or close it. `usage` grows with

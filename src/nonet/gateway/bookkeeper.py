@@ -7,7 +7,6 @@ is not booked.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -82,18 +81,18 @@ class Bookkeeper:
         reasons = {reply.outcome.finish}
         finish = "abort"
         try:
-            async with contextlib.aclosing(pieces) as steps:
-                async for step in steps:
-                    for piece in step:
-                        has_begun = True
-                        if piece.finish_reason is not None:
-                            reasons.add(piece.finish_reason)
-                    yield step
+            async for step in pieces:
+                for piece in step:
+                    has_begun = True
+                    if piece.finish_reason is not None:
+                        reasons.add(piece.finish_reason)
+                yield step
             finish = "length" if "length" in reasons else "stop"
         except NonetError as error:
             finish = "error" if has_begun and not isinstance(error, UserError) else ""
             raise
         finally:
+            await pieces.aclose()
             if finish in ("abort", "error"):
                 usage = reply.usage if has_begun else Usage()
                 owed = self._bill(ask, reply.outcome, usage) if finish == "abort" else NOTHING
@@ -140,7 +139,7 @@ class Bookkeeper:
     def _bill(self, ask: Ask, outcome: Outcome, usage: Usage) -> _Bill:
         if outcome.cache not in ("exact", "semantic"):
             return _bill_of(*self._priced(ask, outcome, tokens_of(usage)))
-        seconds = sum(saving.seconds for saving in outcome.savings)
+        seconds = sum([saving.seconds for saving in outcome.savings])
         key = (ask.service_class, outcome.cache, seconds, tokens_of(usage))
         bill = self._hits.get(key)
         if bill is None:

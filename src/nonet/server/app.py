@@ -139,27 +139,35 @@ class _Door:
         except NonetError as error:
             await call.fail(error)
             return
-        scope["nonet.call"] = call
         if is_probe:
-            await self._inner(scope, receive, send)
+            await self._route(call, receive, send)
             return
         began_s = time.monotonic()
         state.active.add(call)
         try:
             if self._replay is not None:
-                await self._replay(scope, receive, send)
+                await self._replay.answer(call)
             if not call.status:
-                await self._inner(scope, receive, send)
+                await self._route(call, receive, send)
         finally:
             state.active.discard(call)
-            logger.info(
-                "event=call id=%s method=%s path=%r status=%d seconds=%.3f",
-                call.request_id,
-                scope["method"],
-                scope["path"][:200],
-                call.status,
-                time.monotonic() - began_s,
-            )
+            if logger.isEnabledFor(logging.INFO):
+                logger.info(
+                    "event=call id=%s method=%s path=%r status=%d seconds=%.3f",
+                    call.request_id,
+                    scope["method"],
+                    scope["path"][:200],
+                    call.status,
+                    time.monotonic() - began_s,
+                )
+
+    async def _route(self, call: Call, receive: Receive, send: Send) -> None:
+        """Call and scope know each other only meanwhile: a cycle would have to wait for the garbage collector."""
+        call.scope["nonet.call"] = call
+        try:
+            await self._inner(call.scope, receive, send)
+        finally:
+            del call.scope["nonet.call"]
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

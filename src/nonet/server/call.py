@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import TracebackType
 from typing import TypeVar
 
@@ -69,16 +68,23 @@ class Call:
         )
         self._sent: Sent | None = None
         self._body: bytes | None = None
+        self._caller: Caller | None = None
 
-    @cached_property
+    @property
     def caller(self) -> Caller:
-        """Who asks, for the gateway."""
-        return Caller(
-            tenant=self.key.tenant,
-            key_id=self.key.key_id,
-            wishes=cache_wishes(self.scope),
-            limits=self.key.limits,
-        )
+        """Who asks, for the gateway; settled when it is first needed."""
+        if self._caller is None:
+            self._caller = Caller(
+                tenant=self.key.tenant,
+                key_id=self.key.key_id,
+                wishes=cache_wishes(self.scope),
+                limits=self.key.limits,
+            )
+        return self._caller
+
+    @caller.setter
+    def caller(self, caller: Caller) -> None:
+        self._caller = caller
 
     @property
     def tenant(self) -> str:
@@ -213,7 +219,13 @@ class Call:
         """The request's body; it is read once."""
         if self._body is None:
             most = limit or self.state.config.max_body_bytes
-            self._body = b"".join([part async for part in self.body_parts(most)])
+            if BODY_EXTENSION in self.scope.get("extensions", {}):
+                part = _part(await self._receive())
+                if len(part) > most:
+                    raise _too_large(most)
+                self._body = part
+            else:
+                self._body = b"".join([part async for part in self.body_parts(most)])
         return self._body
 
     async def body_parts(self, limit: int, limit_s: str = "body_s") -> AsyncGenerator[bytes, None]:
@@ -227,9 +239,7 @@ class Call:
         is_more = True
         while is_more:
             message = await self._next_part(end_s, limit_s)
-            if message["type"] == "http.disconnect":
-                raise InvalidRequestError("the client left before its body was complete")
-            part = message.get("body", b"")
+            part = _part(message)
             size += len(part)
             if size > limit:
                 raise _too_large(limit)
@@ -255,7 +265,9 @@ class Endpoint:
         self._run = run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["nonet.call"]
+        await self.answer(scope["nonet.call"])
+
+    async def answer(self, call: Call) -> None:
         try:
             await self._run(call)
         except UserError as error:
@@ -312,10 +324,17 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 def _request_id(given: str | None) -> str:
     """The client's id when it is short and printable, else a new one."""
-    longest = limits.LIMITS["request_id"].max_length or 0
-    if given and len(given) <= longest and given.isascii() and given.isprintable():
-        return given
+    if given and given.isascii() and given.isprintable():
+        longest = limits.LIMITS["request_id"].max_length or 0
+        if len(given) <= longest:
+            return given
     return f"{random.getrandbits(128):032x}"
+
+
+def _part(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise InvalidRequestError("the client left before its body was complete")
+    return bytes(message.get("body", b""))
 
 
 def _too_large(limit: int) -> RequestTooLargeError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from nonet.gateway.answer import CallDelta, ChoiceText
 from nonet.server.parse.base import Arguments, CallBegin, Event, Said, ToolParser
@@ -32,7 +33,7 @@ class CallFinder:
         text = "".join([event.text for event in events if isinstance(event, Said)])
         calls = self._calls(piece.choice, events)
         ends = piece.finish_reason == "stop" and self._num_calls[piece.choice] > 0
-        return dataclasses.replace(piece, text=text, calls=calls, ends_in_calls=ends)
+        return msgspec.structs.replace(piece, text=text, calls=calls, ends_in_calls=ends)
 
     def _calls(self, choice: int, events: Sequence[Event]) -> list[CallDelta]:
         """One delta per call that the events belong to."""

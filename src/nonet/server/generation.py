@@ -6,7 +6,6 @@ It hands the call's requests to the pipeline, tells the call what became of them
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, Sequence
 
@@ -69,7 +68,7 @@ class Generation:
         """Counts so far."""
         if self._reader is None:
             return self._usage
-        return dataclasses.replace(self._usage, thought_tokens=self._reader.num_thought_tokens)
+        return msgspec.structs.replace(self._usage, thought_tokens=self._reader.num_thought_tokens)
 
     async def pieces(
         self, idle_s: float | None = None, *, each_step: bool = True
@@ -81,7 +80,7 @@ class Generation:
         self._is_streamed = each_step
         self._sent_s = time.monotonic()
         self._metrics.queue(self._sent_s - self._received_s)
-        ask = dataclasses.replace(self._ask, is_streamed=each_step, idle_s=idle_s)
+        ask = msgspec.structs.replace(self._ask, is_streamed=each_step, idle_s=idle_s)
         try:
             reply = await self._call.state.pipeline.answer(ask)
             self._usage = reply.usage

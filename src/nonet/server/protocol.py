@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -38,11 +39,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(MAX_HEADER_S, self._head_too_slow)
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEADER_BYTES:
+        if not self._in_head or not self._head_bytes:
+            return
+        if self._head_bytes > MAX_HEADER_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
+        elif self._head_timer is None:  # seldom: most heads are complete in one read
+            self._head_timer = self.loop.call_later(MAX_HEADER_S, self._head_too_slow)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -51,7 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()
-        if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+        if sum(map(len, chain.from_iterable(self.headers))) > MAX_HEADER_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
             return
         super().on_headers_complete()

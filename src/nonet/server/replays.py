@@ -7,7 +7,6 @@ it and the ledger books it.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import random
 import re
@@ -18,17 +17,17 @@ from functools import partial
 
 import msgspec
 
-from nonet.gateway.answer import Ask
+from nonet.gateway.answer import Ask, CacheWishes
 from nonet.gateway.cache.exact import ExactCache
 from nonet.gateway.cache.stored import Entry
-from nonet.server.call import Call, Sent, header
+from nonet.server.call import Call, Sent
 
 __all__ = ["Replays"]
 
 # Routes whose answers carry one id, which is that of the ask, and one time.
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
-# With these the request is more than its body.
-SAYING = (b"cache-control", b"x-nonet-cache")
+# With any other the request is more than its body.
+NO_WISHES = CacheWishes()
 CREATED = re.compile(rb'"created":\d+')
 
 
@@ -62,7 +61,7 @@ class Replays:
         scope = call.scope
         if scope["path"] not in ROUTES or scope["method"] != "POST":
             return
-        if any(header(scope, name) is not None for name in SAYING):
+        if call.caller.wishes != NO_WISHES:
             return
         body = await call.body()
         key = b"\0".join((scope["path"].encode(), call.tenant.encode(), body))
@@ -120,8 +119,10 @@ def _is_served(ask: Ask, call: Call) -> bool:
 
 
 def _renamed(held: _Held, name: str, call: Call) -> Ask:
-    requests = tuple(
+    requests = [
         msgspec.structs.replace(request, request_id=f"{name}-{number}")
         for number, request in enumerate(held.ask.requests)
+    ]
+    return msgspec.structs.replace(
+        held.ask, requests=tuple(requests), caller=call.caller, held=held.entry
     )
-    return dataclasses.replace(held.ask, requests=requests, caller=call.caller, held=held.entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import msgspec
 
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import UnknownNameError
@@ -77,7 +77,7 @@ class ThoughtFinder:
                 self.num_tokens += self._counted(piece.choice)
         said = "".join([event.text for event in events if isinstance(event, Said)])
         thought = "".join([event.text for event in events if isinstance(event, Thought)])
-        return dataclasses.replace(piece, text=said, thought=thought)
+        return msgspec.structs.replace(piece, text=said, thought=thought)
 
     def _counted(self, choice: int) -> int:
         """Tokens up to the closing mark; all of them where it never came, none where no thought began."""

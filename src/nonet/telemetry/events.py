@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 __all__ = ["Saving"]
 
 
-@dataclass(frozen=True, slots=True)
-class Saving:
+class Saving(msgspec.Struct, frozen=True):
     """Work that a technique spared one request, counted by the technique itself.
 
     Tokens are those that were not computed; seconds are those that computing them took when it was last done, and 0

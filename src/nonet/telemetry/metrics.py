@@ -6,10 +6,19 @@ somebody scrapes; histograms are observed once per request or delivery. Each app
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from nonet.core.messages import EngineStats
@@ -24,6 +33,7 @@ LATENCY_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
     1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0,
 )  # fmt: skip
+BOUNDS = (*map(str, LATENCY_BUCKETS_S), "+Inf")
 
 # nonet's name, vLLM's name or None, help; counters get "_total" when exposed
 GAUGES = (
@@ -103,64 +113,89 @@ class Metrics:
         read_stats: Callable[[], EngineStats],
         read_deaths: Callable[[], int],
     ) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        histograms = {
-            name: Histogram(name, text, ["model_name"], registry=None, buckets=LATENCY_BUCKETS_S)
-            for name, _, text in HISTOGRAMS
+        histograms = {name: _Histogram() for name, _, _ in HISTOGRAMS}
+        self.ttft = histograms["nonet_ttft_seconds"].observe
+        self.itl = histograms["nonet_itl_seconds"].observe
+        self.e2e = histograms["nonet_e2e_seconds"].observe
+        self.queue = histograms["nonet_queue_seconds"].observe
+        self.prefill = histograms["nonet_prefill_seconds"].observe
+        self.decode = histograms["nonet_decode_seconds"].observe
+        self._finished = dict.fromkeys(FINISH_REASONS, 0)
+        self._responses: Counter[int] = Counter()
+        self._cut: Counter[str] = Counter()
+        events: dict[str, _Counts] = {
+            "nonet_requests": ([model_name], self._finished),
+            "nonet_http_responses": ([], self._responses),
+            "nonet_streams_cut": ([], self._cut),
         }
-        bound = {name: family.labels(model_name) for name, family in histograms.items()}
-        self.ttft = bound["nonet_ttft_seconds"].observe
-        self.itl = bound["nonet_itl_seconds"].observe
-        self.e2e = bound["nonet_e2e_seconds"].observe
-        self.queue = bound["nonet_queue_seconds"].observe
-        self.prefill = bound["nonet_prefill_seconds"].observe
-        self.decode = bound["nonet_decode_seconds"].observe
-        finished = Counter(
-            "nonet_requests", EVENT_COUNTERS[0][3], ["model_name", "finished_reason"], registry=None
-        )
-        self._finished = {reason: finished.labels(model_name, reason) for reason in FINISH_REASONS}
-        self._responses = Counter(
-            "nonet_http_responses", EVENT_COUNTERS[1][3], ["status"], registry=None
-        )
-        self._by_status: dict[int, Counter] = {}
-        self._cut = Counter("nonet_streams_cut", EVENT_COUNTERS[2][3], ["reason"], registry=None)
-        twins = {name: twin for name, twin, *_ in (*HISTOGRAMS, *EVENT_COUNTERS)}
-        self._registry.register(
-            _Observed([*histograms.values(), finished, self._responses, self._cut], twins)
-        )
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Observed(model_name, histograms, events))
         self._registry.register(_EngineReadings(model_name, read_stats, read_deaths))
 
     def finished(self, reason: str) -> None:
-        self._finished[reason].inc()
+        self._finished[reason] += 1
 
     def responded(self, status: int) -> None:
-        counter = self._by_status.get(status)
-        if counter is None:
-            counter = self._by_status[status] = self._responses.labels(str(status))
-        counter.inc()
+        self._responses[status] += 1
 
     def stream_cut(self, reason: str) -> None:
-        self._cut.labels(reason).inc()
+        self._cut[reason] += 1
 
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
 
 
+class _Histogram:
+    """How many observations lie under each bound, and their sum.
+
+    Plain numbers, as one event loop writes and reads them: prometheus_client's own take a lock and walk through the
+    bounds each time, and streams observe at every event.
+    """
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self._sum += seconds
+
+    def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
+        buckets = list(zip(BOUNDS, accumulate(self._counts), strict=True))
+        family.add_metric(labels, buckets, self._sum)
+
+
+# The values of further labels that all of a kind's counts have, and the counts by its own label.
+_Counts = tuple[list[str], Mapping[Any, int]]
+
+
 class _Observed(Collector):
     """Histograms and counters of the server, each under its own name and its twin's."""
 
-    def __init__(self, families: list[Histogram | Counter], twins: dict[str, str | None]) -> None:
-        self._families = families
-        self._twins = twins
+    def __init__(
+        self, model_name: str, histograms: dict[str, _Histogram], events: dict[str, _Counts]
+    ) -> None:
+        self._model_name = model_name
+        self._histograms = histograms
+        self._events = events
 
     def collect(self) -> Iterator[Metric]:
-        for family in self._families:
-            for metric in family.collect():
-                twin = self._twins[metric.name]
-                yield _renamed(metric, metric.name)
-                if twin is not None:
-                    yield _renamed(metric, twin)
+        for name, twin, text in HISTOGRAMS:
+            for shown in (name, twin):
+                histogram = HistogramMetricFamily(shown, text, labels=["model_name"])
+                self._histograms[name].add_to(histogram, [self._model_name])
+                yield histogram
+        for name, vllm_name, label, text in EVENT_COUNTERS:
+            if name not in self._events:
+                continue
+            given, counts = self._events[name]
+            labels = [*["model_name"][: len(given)], label]
+            for shown in (name, vllm_name) if vllm_name else (name,):
+                counter = CounterMetricFamily(shown, text, labels=labels)
+                for value, count in counts.items():
+                    counter.add_metric([*given, str(value)], count)
+                yield counter
 
 
 class _EngineReadings(Collector):
@@ -219,13 +254,3 @@ class _EngineReadings(Collector):
         deaths = CounterMetricFamily("nonet_engine_deaths", EVENT_COUNTERS[3][3])
         deaths.add_metric([], self._read_deaths())
         yield deaths
-
-
-def _renamed(metric: Metric, name: str) -> Metric:
-    """A copy under another name, without the creation times that nobody asked for."""
-    copy = Metric(name, metric.documentation, metric.type)
-    for sample in metric.samples:
-        if not sample.name.endswith("_created"):
-            shown = name + sample.name[len(metric.name) :]
-            copy.add_sample(shown, sample.labels, sample.value)
-    return copy

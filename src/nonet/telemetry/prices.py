@@ -14,6 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nonet.core.catalogue import did_you_mean
 from nonet.core.errors import ConfigError
 
@@ -29,8 +31,7 @@ CACHE_WRITE_1H = Decimal("2")
 BATCH = Decimal("0.5")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens of one request by kind. `prompt` counts all of the prompt, the cached and written ones included."""
 
     prompt: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +78,20 @@ def flips() -> dict[str, Ask]:
     found: dict[str, Ask] = {}
 
     def with_request(changed: Request) -> Ask:
-        return dataclasses.replace(base, requests=(changed,))
+        return msgspec.structs.replace(base, requests=(changed,))
 
     for name, value in params.items():
         changed = msgspec.structs.replace(request.params, **{name: value})
         found[f"params.{name}"] = with_request(msgspec.structs.replace(request, params=changed))
     for name, value in fields.items():
         found[f"request.{name}"] = with_request(msgspec.structs.replace(request, **{name: value}))
-    found["echoed"] = dataclasses.replace(base, echoed=(4,))
-    found["encoder"] = dataclasses.replace(base, encoder="minilm")
-    found["requests"] = dataclasses.replace(base, requests=(request, request))
-    found["tenant"] = dataclasses.replace(base, caller=Caller(tenant="other"))
+    found["echoed"] = msgspec.structs.replace(base, echoed=(4,))
+    found["encoder"] = msgspec.structs.replace(base, encoder="minilm")
+    found["requests"] = msgspec.structs.replace(base, requests=(request, request))
+    found["tenant"] = msgspec.structs.replace(base, caller=Caller(tenant="other"))
     for name, value in (("tools", [{"name": "f"}]), ("response_format", {"type": "json_object"})):
         chat = Conversation(messages=[], settings={name: value})
-        found[f"settings.{name}"] = dataclasses.replace(base, conversation=chat)
+        found[f"settings.{name}"] = msgspec.structs.replace(base, conversation=chat)
     return found
 
 

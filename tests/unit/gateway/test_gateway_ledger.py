@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import random
 from collections import defaultdict
@@ -160,7 +159,7 @@ async def run_one(line: Pipeline, plan: Plan, books: list[LedgerRow]) -> None:
     asked = ask("x" * plan.usage.prompt_tokens, name=plan.name, caller=caller)
     if is_batch:
         request = msgspec.structs.replace(asked.requests[0], service_class="batch")
-        asked = dataclasses.replace(asked, requests=(request,))
+        asked = msgspec.structs.replace(asked, requests=(request,))
     with contextlib.suppress(NonetError):
         reply = await line.answer(asked)
         async with contextlib.aclosing(reply.pieces) as steps:

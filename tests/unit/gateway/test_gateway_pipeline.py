@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.gateway_fakes import ScriptedEngine, ask, read, site, text, tiny_tokenizer
 from tests.gateway_fakes import pipeline as made
@@ -135,7 +135,7 @@ async def test_late_readers_get_steps_again(tokenizer: Tokenizer) -> None:
     answers = EngineAnswers(Late(), tokenizer)
     lumped = await read(await answers(question))
     assert len(lumped) == 1
-    steps = await read(await answers(dataclasses.replace(question, keeps_steps=True)))
+    steps = await read(await answers(msgspec.structs.replace(question, keeps_steps=True)))
     assert [len(step) for step in steps] == [3] * 8
     assert steps == await read(await EngineAnswers(ScriptedEngine(), tokenizer)(ask(n=3)))
 

@@ -100,19 +100,15 @@ class ExactCache:
             key = ask_key(ask, self._site.fingerprint)
         if wishes.no_cache:
             return await self._lead(key, ask, next)
-        entry = await self._find(key, wishes.max_age_s)
+        entry = self.shelf.find(key, wishes.max_age_s)
+        if entry is None and self.shelf.may_be_on_disk(key, wishes.max_age_s):
+            entry = await self.shelf.load(key)
         if entry is not None:
             return self._replay(ask, entry)
         flight = self._flights.get(key)
         if flight is not None and flight.may_join(ask):
             return await self._follow(flight)
         return await self._lead(key, ask, next)
-
-    async def _find(self, key: bytes, max_age_s: float | None) -> Entry | None:
-        entry = self.shelf.find(key, max_age_s)
-        if entry is None and self.shelf.may_be_on_disk(key, max_age_s):
-            entry = await self.shelf.load(key)
-        return entry
 
     def _replay(self, ask: Ask, entry: Entry) -> Reply:
         outcome = Outcome(

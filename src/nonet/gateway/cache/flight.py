@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncGenerator, Callable
+
+import msgspec
 
 from nonet.core.errors import UnavailableError
 from nonet.core.outputs import FinishReason
@@ -46,7 +47,7 @@ class Flight:
         self._waiters: list[asyncio.Future[None]] = []
         self._reply: Reply | None = None
         self._task = asyncio.create_task(
-            self._fly(dataclasses.replace(ask, keeps_steps=True, held=None), next)
+            self._fly(msgspec.structs.replace(ask, keeps_steps=True, held=None), next)
         )
 
     def on_over(self, callback: Callable[[], None]) -> None:

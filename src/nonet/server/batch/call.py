@@ -105,7 +105,7 @@ async def answer_line(
         "path_params": {},
         "extensions": {BODY_EXTENSION: {}},
     }
-    call = scope["nonet.call"] = _LineCall(scope, receive, taken.send, state)
+    call = _LineCall(scope, receive, taken.send, state)
     call.key = key
     call.caller = Caller(
         tenant=key.tenant,
@@ -117,7 +117,7 @@ async def answer_line(
     if refusal is not None:
         await call.fail(refusal)
     else:
-        await Endpoint(ENDPOINTS[endpoint])(scope, receive, taken.send)
+        await Endpoint(ENDPOINTS[endpoint]).answer(call)
     return LineAnswer(
         status=taken.status,
         body=b"".join(taken.parts),
