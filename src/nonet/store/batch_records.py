@@ -13,6 +13,7 @@ __all__ = [
     "ENDED",
     "FIND",
     "MOVES",
+    "NOTED",
     "OPEN",
     "PAGE",
     "PLACES",
@@ -126,6 +127,11 @@ SELECT count(*) FROM batches WHERE tenant = ? AND status IN ('validating', 'in_p
 CLAIM = """
 SELECT number, custom_id, start, size FROM batch_lines
 WHERE batch_id = ? AND state = 0 AND (lease != ? OR until_s < ?) ORDER BY number LIMIT ?
+"""
+NOTED = """
+SELECT json_extract(times, '$.in_progress'), total,
+    (SELECT count(*) FROM batch_lines WHERE batch_lines.batch_id = batches.batch_id)
+FROM batches WHERE batch_id = ?
 """
 COLUMNS = ", ".join(BatchRecord.__struct_fields__)
 PLACES = ", ".join("?" * len(BatchRecord.__struct_fields__))

@@ -22,6 +22,7 @@ from nonet.store.batch_records import (
     ENDED,
     FIND,
     MOVES,
+    NOTED,
     OPEN,
     PAGE,
     PLACES,
@@ -159,7 +160,7 @@ class BatchStore:
         """Note where lines are. An input file never changes, so those that were noted before stay as they are."""
 
         def job(connection: sqlite3.Connection) -> None:
-            if _status(connection, batch_id) != "validating":
+            if _status(connection, batch_id) not in ("validating", "cancelling"):
                 return
             connection.executemany(
                 "INSERT OR IGNORE INTO batch_lines (batch_id, number, custom_id, start, size) VALUES (?, ?, ?, ?, ?)",
@@ -288,11 +289,8 @@ class BatchStore:
             final = "cancelled" if status == "cancelling" else outcome
             if status in ("validating", "in_progress"):
                 self._move(connection, batch_id, "finalizing")
-            (begun,) = connection.execute(
-                "SELECT json_extract(times, '$.in_progress') FROM batches WHERE batch_id = ?",
-                (batch_id,),
-            ).fetchone()
-            if begun is None:  # not all of its lines are noted
+            begun, total, noted = connection.execute(NOTED, (batch_id,)).fetchone()
+            if begun is None and noted != total:  # not all of its lines are noted
                 connection.execute("DELETE FROM batch_lines WHERE batch_id = ?", (batch_id,))
             state = LineState.CANCELLED if final == "cancelled" else LineState.EXPIRED
             unrun = connection.execute(

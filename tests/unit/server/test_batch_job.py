@@ -16,10 +16,11 @@ from nonet.core.errors import StoreError
 from nonet.core.messages import EngineStats
 from nonet.server.batch import job, output
 from nonet.server.batch.call import LineAnswer
+from nonet.server.batch.forms import ANTHROPIC, OPENAI
 from nonet.server.batch.job import Place
 from nonet.server.batch.runner import BatchRunner
 from nonet.server.batch.seats import IdleSeats
-from nonet.store.batch_records import ENDED, BatchRecord, LineUsage
+from nonet.store.batch_records import ENDED, BatchRecord, Line, LineUsage
 from nonet.store.batches import BatchStore
 from nonet.store.database import Database
 from nonet.store.files import FileRecord, FileStore, new_file_id
@@ -93,7 +94,10 @@ async def place(database: Database, tmp_path: Path, answers: Answers) -> Place:
     return made
 
 
-async def make(place: Place, num_lines: int, expires_s: int = 10**10) -> None:
+async def make(
+    place: Place, num_lines: int, expires_s: int = 10**10, *, dialect: str = OPENAI
+) -> None:
+    """A batch of OpenAI's, whose lines are counted when they are read, or a message batch, counted when it is made."""
     part = place.files.part()
     line = '{"custom_id": "n%d", "method": "POST", "url": "%s", "body": {"prompt": "n%d"}}\n'
     part.write_text("".join(line % (n, URL, n) for n in range(num_lines)))
@@ -105,19 +109,20 @@ async def make(place: Place, num_lines: int, expires_s: int = 10**10) -> None:
         batch_id=ID,
         tenant="t",
         key_id="k",
-        dialect="openai",
+        dialect=dialect,
         endpoint=URL,
         status="validating",
         input_file_id=given.file_id,
         created_s=0,
         expires_s=expires_s,
+        total=num_lines if dialect == ANTHROPIC else 0,
     )
     await place.store.create(record, given)
 
 
-async def ended(place: Place) -> BatchRecord:
+async def ended(place: Place, dialect: str = OPENAI) -> BatchRecord:
     async with asyncio.timeout(20):
-        while (found := await place.store.get("t", "openai", ID)).status not in ENDED:
+        while (found := await place.store.get("t", dialect, ID)).status not in ENDED:
             await asyncio.sleep(0.01)
         return found
 
@@ -297,3 +302,41 @@ async def test_batches_take_turns() -> None:
     leads = [order[:end].count("a") - order[:end].count("b") for end in range(41)]
     assert max(leads) <= 2
     assert min(leads) >= -2
+
+
+@pytest.mark.parametrize("num_noted", [0, 30])
+@pytest.mark.parametrize(("expires_s", "kind"), [(10**10, "canceled"), (0, "expired")])
+async def test_requests_of_a_message_batch_have_results_before_they_are_noted(
+    place: Place, answers: Answers, num_noted: int, expires_s: int, kind: str
+) -> None:
+    """Cancelled, or out of time, before all its lines were read: the requests were counted when it was made."""
+    await make(place, 70, expires_s, dialect=ANTHROPIC)
+    lines = [Line(n, f"n{n}", 0, 0) for n in range(num_noted)]
+    await place.store.index(ID, lines)
+    if kind == "canceled":
+        await place.store.cancel("t", ANTHROPIC, ID)
+
+    async def during() -> None:
+        found = await ended(place, ANTHROPIC)
+        assert (found.unrun, found.completed, found.failed) == (70, 0, 0)
+        text = place.files.path(found.output_file_id or "").read_text()
+        results = [json.loads(line) for line in text.splitlines()]
+        assert [one["custom_id"] for one in results] == [f"n{n}" for n in range(70)]
+        assert {one["result"]["type"] for one in results} == {kind}
+
+    await run_with(place, during)
+    assert not answers.asked
+
+
+async def test_a_file_that_was_not_checked_has_no_results(place: Place) -> None:
+    """Of OpenAI's batches the lines are unknown until all were read: a cancelled one counts none."""
+    await make(place, 70)
+    await place.store.index(ID, [Line(n, f"n{n}", 0, 0) for n in range(30)])
+    await place.store.cancel("t", OPENAI, ID)
+
+    async def during() -> None:
+        found = await ended(place)
+        assert (found.status, found.total, found.unrun) == ("cancelled", 0, 0)
+        assert (found.output_file_id, found.error_file_id) == (None, None)
+
+    await run_with(place, during)

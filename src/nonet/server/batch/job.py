@@ -74,6 +74,9 @@ class BatchJob:
         record = await store.find(self._batch_id)
         if record is None or record.status in ENDED:
             return
+        if record.total and record.time_of("in_progress") is None:
+            # Its requests were checked when it was made: each has its result, also when it ends before it began.
+            await self._note(record)
         await store.close_lines(self._batch_id, "completed" if is_done else "expired")
         await write_files(self._place.store, self._place.files, record, self._place.wall)
         await store.drop_lines(self._batch_id)
@@ -115,16 +118,20 @@ class BatchJob:
     async def _index(self, record: BatchRecord) -> bool:
         """Note where the lines are; False when the input is no use or the batch was cancelled."""
         store = self._place.store
-        path = self._place.files.path(record.input_file_id)
-        given = InputFile(path, record.endpoint, self._place.state.config.max_body_bytes)
-        with contextlib.closing(given):
-            while lines := await asyncio.to_thread(given.next_lines):
-                await store.index(self._batch_id, lines)
+        given = await self._note(record)
         if given.errors:
             await store.refuse(self._batch_id, given.errors)
             await store.drop_lines(self._batch_id)
             return False
         return await store.begin(self._batch_id, given.num_lines)
+
+    async def _note(self, record: BatchRecord) -> InputFile:
+        path = self._place.files.path(record.input_file_id)
+        given = InputFile(path, record.endpoint, self._place.state.config.max_body_bytes)
+        with contextlib.closing(given):
+            while lines := await asyncio.to_thread(given.next_lines):
+                await self._place.store.index(self._batch_id, lines)
+        return given
 
     async def _next(self) -> Line | None:
         """The next line to run; None when all have ended."""
