@@ -39,6 +39,14 @@ USAGE_VERBS = {
     "export": ("export", "Every row of the ledger as JSON lines."),
 }
 
+BATCH_VERBS = {
+    "submit": ("submit", "Send a file of requests and begin a batch over it."),
+    "wait": ("wait", "Stay until a batch has ended, and show how far it is."),
+    "fetch": ("fetch", "Write the output and error files of a batch that has ended."),
+    "cancel": ("cancel", "Stop a batch; what has ended stays in its files."),
+    "list": ("list_batches", "Batches of the server, the newest first."),
+}
+
 
 def main() -> None:
     """Entry point of the console script."""
@@ -83,6 +91,10 @@ def build_app() -> cyclopts.App:
     for name, (function, text) in USAGE_VERBS.items():
         usage.command(f"nonet.cli.usage:{function}", name=name, help=text)
     app.command(usage)
+    batch = cyclopts.App(name="batch", help="Run many requests as one job on a server.")
+    for name, (function, text) in BATCH_VERBS.items():
+        batch.command(f"nonet.cli.batch:{function}", name=name, help=text)
+    app.command(batch)
     return app
 
 
@@ -96,7 +108,7 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
     if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens:
         given = error.unused_tokens[0]
         chain = error.command_chain or ()
-        groups = {"bench": BENCH_VERBS, "usage": USAGE_VERBS}
+        groups = {"bench": BENCH_VERBS, "usage": USAGE_VERBS, "batch": BATCH_VERBS}
         known = next((verbs for name, verbs in groups.items() if name in chain), (*VERBS, *groups))
         return f"no command {given!r}. {did_you_mean(given, sorted(known))}"
     return " ".join(str(error).split())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nonet.cli.main import BENCH_VERBS, USAGE_VERBS, VERBS, build_app, run
+from nonet.cli.main import BATCH_VERBS, BENCH_VERBS, USAGE_VERBS, VERBS, build_app, run
 from nonet.config.options import options
 
 ENGINE = {
@@ -61,6 +61,11 @@ FROZEN = {
     "version": {"--json"},
     "usage report": {"--data-dir", "--by", "--since", "--until", "--tenant", "--json"},
     "usage export": {"--data-dir", "--since", "--until", "--tenant"},
+    "batch submit": {"--requests", "--wait", "--url", "--api-key", "--json"},
+    "batch wait": {"--batch-id", "--url", "--api-key", "--json"},
+    "batch fetch": {"--batch-id", "--folder", "--url", "--api-key", "--json"},
+    "batch cancel": {"--batch-id", "--url", "--api-key", "--json"},
+    "batch list": {"--limit", "--url", "--api-key", "--json"},
     "bench quality": ENGINE | {"--task", "--against", "--with", "--json", "--markdown"},
     "bench offline": ENGINE | WORKLOAD | {"--repeats"},
     "bench kernel": ENGINE | {"--name", "--weights", "--json"},
@@ -86,7 +91,8 @@ def test_options_are_frozen(verb: str) -> None:
 
 
 def test_every_verb_is_in_the_frozen_list() -> None:
-    nested = {f"bench {name}" for name in BENCH_VERBS} | {f"usage {name}" for name in USAGE_VERBS}
+    groups = {"bench": BENCH_VERBS, "usage": USAGE_VERBS, "batch": BATCH_VERBS}
+    nested = {f"{group} {name}" for group, verbs in groups.items() for name in verbs}
     assert set(FROZEN) == set(VERBS) | nested
 
 
@@ -100,6 +106,11 @@ def test_every_option_of_the_configuration_has_its_flag() -> None:
         ("serv", ["no command 'serv'", "Did you mean 'serve'?"]),
         ("bench ofline", ["no command 'ofline'", "Did you mean 'offline'?"]),
         ("usage raport", ["no command 'raport'", "Did you mean 'report'?"]),
+        ("batch sumbit", ["no command 'sumbit'", "Did you mean 'submit'?"]),
+        ("batch submit none.jsonl", ["none.jsonl", "cannot be read"]),
+        ("batch list --limit 0", ["--limit is 0", "at least 1"]),
+        ("batch list --url nowhere", ["'nowhere'", "http://host:port"]),
+        ("batch list --url http://127.0.0.1:9", ["no server answers at http://127.0.0.1:9"]),
         ("usage report nowhere", ["no database at nowhere", "data_dir"]),
         ("plan --dtyp float32", ["--dtyp", "Did you mean --dtype?"]),
         ("plan --dtype float33", ["float33", "bfloat16"]),
@@ -119,7 +130,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     code = run(line.split())
     out, err = capsys.readouterr()
-    assert code == (1 if "--url" in line else 2)
+    assert code == (1 if "--url http" in line else 2)
     assert out == ""
     assert err.startswith("nonet: ")
     assert err.count("\n") == 1
