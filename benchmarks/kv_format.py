@@ -278,7 +278,9 @@ class Decoding:
         """Of the step that ran last."""
         if not isinstance(self.recording, NativeRecording):
             return None
-        return time_program(self.recording, StepShape(batch, batch, batch), repeats=3)["attention"]
+        return time_program(self.recording, StepShape(batch, batch, batch, 1), repeats=3)[
+            "attention"
+        ]
 
 
 def _fill(cache: LayerCache) -> None:

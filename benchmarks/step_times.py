@@ -102,7 +102,7 @@ def _in_process(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> d
     after = (*_counters(engine, runner), engine.times.steps, time.perf_counter())
     recording = runner.recording
     if isinstance(recording, NativeRecording):
-        shape = StepShape(len(prompts), len(prompts), len(prompts))
+        shape = StepShape(len(prompts), len(prompts), len(prompts), 1)
         for name, seconds in time_program(recording, shape, repeats=9).items():
             operations[GROUPS.get(name, "other operations")] += 1000 * seconds
     while engine.has_work:

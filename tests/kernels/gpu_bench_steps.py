@@ -51,14 +51,14 @@ class DummyParameters:
     def linear(self, *names: str, bias: bool = False) -> PackedLinear:
         shapes = [self._shapes[name.rsplit(".", 1)[-1]] for name in names]
         outputs = sum(shape[0] for shape in shapes)
-        weight = torch.empty(outputs, shapes[0][1], device=DEVICE, dtype=self._ops.dtype)
+        weight = torch.empty(outputs, shapes[0][1], device=self._ops.device, dtype=self._ops.dtype)
         weight.normal_(std=0.02)
         if self._float8 and "layers" in names[0]:
             return self._ops.pack_float8(weight)
         return self._ops.pack(weight)
 
     def norm(self, name: str) -> torch.Tensor:
-        return torch.ones(self._spec.hidden_size, device=DEVICE)
+        return torch.ones(self._spec.hidden_size, device=self._ops.device)
 
     def embedding(self, name: str) -> PackedLinear:
         return self.linear(name)
@@ -132,10 +132,10 @@ def whole_steps(copy_rate: float, float8: bool) -> list[Row]:
         ):
             step = model.step(batch, 1, length)
             recording = model.ops.record(
-                lambda _, step=step: model.model.forward(step), StepShape(batch, batch, batch)
+                lambda _, step=step: model.model.forward(step), StepShape(batch, batch, batch, 1)
             )
             assert recording is not None
-            shape = StepShape(batch, batch, batch)
+            shape = StepShape(batch, batch, batch, 1)
             eager = recording.replay(shape).clone()
             again = recording.replay(shape)
             difference = (again - eager).abs().max().item()
@@ -155,6 +155,29 @@ def whole_steps(copy_rate: float, float8: bool) -> list[Row]:
                          "tokens_per_s": batch * length / one, "TFLOPs": flops / one / 1e12})  # fmt: skip
             if batch == 8:
                 rows += kernel_times(lambda step=step: model.model.forward(step), f"{kind} prefill")
+    return rows
+
+
+def joined_steps(float8: bool) -> list[Row]:
+    """Decode steps of few rows with each product alone, and joined with the norm, gate or sum beside it."""
+    model = Model(cache_tokens=40_000, block=64, float8=float8)
+    kind = "fp8" if float8 else "bf16"
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for batch in (1, 2, 4, 8, 16):
+            step = model.step(batch, 1, 1024)
+            shape = StepShape(batch, batch, batch, 1)
+            for joins in (False, True):
+                model.ops.joins_few = joins
+                recording = model.ops.record(lambda _, step=step: model.model.forward(step), shape)
+                assert recording is not None
+                recording.replay(shape)
+                one = timed(lambda r=recording, s=shape: [r.replay(s) for _ in range(20)]) / 20
+                rows.append({"what": "decode step", "kind": kind, "batch": batch, "joined": joins,
+                             "ms": one * 1e3})  # fmt: skip
+                if batch == 1:
+                    label = f"{kind} b1 joined {joins}"
+                    rows += kernel_times(lambda r=recording, s=shape: r.replay(s), label)
     return rows
 
 

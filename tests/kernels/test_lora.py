@@ -155,9 +155,9 @@ def test_native_records_it(dtype: torch.dtype) -> None:
         gated = ops.gated(ops.gather_rows(buffer, ids[:live]), "silu")
         return ops.lora(ops.linear(gated, weight), gated, made.factors, slots[:live])
 
-    recording = ops.record(lambda shape: forward(shape.num_rows), StepShape(40, 1, 40))
+    recording = ops.record(lambda shape: forward(shape.num_rows), StepShape(40, 1, 40, 40))
     assert isinstance(recording, NativeRecording)
     for live in (1, 2, 7, 40):
         buffer.normal_()
         slots[:] = torch.randint(0, 4, (40,))
-        assert torch.equal(recording.replay(StepShape(live, 1, live)), forward(live))
+        assert torch.equal(recording.replay(StepShape(live, 1, live, live)), forward(live))

@@ -28,7 +28,7 @@ STEPS = [
 ]
 
 
-LARGEST = StepShape(64, 4, 4)
+LARGEST = StepShape(64, 4, 4, 64)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -46,7 +46,9 @@ def run(dtype: torch.dtype, recorded: bool, reference: bool = False) -> list[tor
     for spans in STEPS:
         tokens = buffers.fill(spans, stack.block_size, generator)
         if recording is not None:
-            results.append(recording.replay(StepShape(tokens, len(spans), len(spans))).clone())
+            results.append(
+                recording.replay(StepShape(tokens, len(spans), len(spans), tokens)).clone()
+            )
         else:
             results.append(stack.forward(buffers.live(tokens, len(spans))))
     return results
@@ -99,7 +101,7 @@ def test_time_program_names_every_operation() -> None:
     recording = ops.record(lambda _: stack.forward(buffers), LARGEST)
     assert isinstance(recording, NativeRecording)
     tokens = buffers.fill(STEPS[0], 16, torch.Generator().manual_seed(0))
-    table = time_program(recording, StepShape(tokens, 1, 1))
+    table = time_program(recording, StepShape(tokens, 1, 1, tokens))
     assert table.keys() == {
         "add_rms_norm", "attention", "embed", "gather_rows", "linear", "logits", "rms_norm", "rope_store",
     }  # fmt: skip
@@ -124,10 +126,10 @@ def test_gating_moves_into_the_linear_layer_only_where_nobody_else_reads_it(
         return ops.linear(gated, down)
 
     for forward, labels in ((once, 2), (twice, 4)):
-        recording = ops.record(lambda _, forward=forward: forward(x), StepShape(64, 1, 64))
+        recording = ops.record(lambda _, forward=forward: forward(x), StepShape(64, 1, 64, 64))
         assert isinstance(recording, NativeRecording)
         assert len(recording.labels) == labels
-        assert torch.equal(recording.replay(StepShape(rows, 1, rows)), once(x)[:rows])
+        assert torch.equal(recording.replay(StepShape(rows, 1, rows, rows)), once(x)[:rows])
 
 
 def test_programs_from_two_python_threads_take_turns() -> None:

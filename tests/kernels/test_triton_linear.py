@@ -108,6 +108,18 @@ def test_float8_linear(rows: int, outputs: int, inputs: int) -> None:
     assert near(got, x.double() @ weight.double().t() + bias.double()) < 4.5e-2
 
 
+@pytest.mark.parametrize("rows", [40, 600])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_float8_products_stay_within_float16(rows: int, has_bias: bool) -> None:
+    """All codes are the largest there are: the sum of their products is far beyond float16, the result is not."""
+    ops = TritonOps(torch.float16, DEVICE)
+    bias = torch.ones(64, device=DEVICE, dtype=torch.float16) if has_bias else None
+    packed = ops.pack_float8(torch.ones(64, 2048, device=DEVICE), bias)
+    got = settled(ops.linear(torch.ones(rows, 2048, device=DEVICE, dtype=torch.float16), packed))
+    assert got.dtype == torch.float16
+    assert got.float().sub(2048 + has_bias).abs().max() <= 4
+
+
 @gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 5, 200])

@@ -98,16 +98,16 @@ def _without_kv(
     spec: ModelSpec, how: Computation, beside: Taken, sizes: StepSizes, recording: bool
 ) -> MemoryPlan:
     """What is in memory before the first KV block."""
-    seqs = sizes.max_num_seqs
+    seqs, step_tokens = sizes.max_num_seqs, sizes.max_tokens_per_step
+    rows = seqs + beside.num_rows
+    has_graphs = recording and how.device == "cuda"
     return MemoryPlan(
         weight_bytes=how.weight_bytes,
         kv_bytes_per_block=0,
         kv_bytes=0,
-        workspace_bytes=workspace_bytes(
-            spec, sizes.max_tokens_per_step, seqs + beside.num_rows, sizes.max_model_len
-        ),
+        workspace_bytes=workspace_bytes(spec, step_tokens, rows, sizes.max_model_len),
         free_bytes=0,
-        graph_bytes=graph_bytes(spec, seqs) if recording and how.device == "cuda" else 0,
+        graph_bytes=graph_bytes(spec, seqs, step_tokens, rows) if has_graphs else 0,
         runtime_bytes=RUNTIME_BYTES[how.device],
         second_model_bytes=beside.num_bytes,
     )

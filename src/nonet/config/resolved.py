@@ -43,7 +43,7 @@ class MemoryPlan:
     kv_bytes: int
     workspace_bytes: int
     free_bytes: int
-    graph_bytes: int = 0  # recorded decode steps on a GPU
+    graph_bytes: int = 0  # recorded steps on a GPU
     runtime_bytes: int = 0  # what the device's runtime takes for itself
     second_model_bytes: int = 0  # weights and workspace; its KV is part of kv_bytes
 

@@ -1,8 +1,19 @@
-"""The batches that decode steps are recorded at: few enough to hold, close enough that padding costs little."""
+"""The sizes that steps are recorded at: few enough to hold, close enough that padding costs little."""
 
 from __future__ import annotations
 
-__all__ = ["bucket_of", "buckets"]
+__all__ = [
+    "MOST_MIXED_TOKENS",
+    "bucket_of",
+    "buckets",
+    "crowd_of",
+    "crowds",
+    "mixed_tokens",
+    "mixed_tokens_of",
+]
+
+# A step of more tokens keeps the device busy for longer than the host needs to launch it.
+MOST_MIXED_TOKENS = 2048
 
 
 def bucket_of(size: int, most: int) -> int:
@@ -24,3 +35,48 @@ def buckets(most: int) -> list[int]:
     [1, 2, 4, 8, 16, 20]
     """
     return sorted({bucket_of(size, most) for size in range(1, most + 1)})
+
+
+def mixed_tokens_of(tokens: int) -> int:
+    """The tokens that a step with chunks of prompts runs at.
+
+    Up to 128 the weights are read for any number in the same time; beyond, padding costs at most a quarter, beyond 512
+    an eighth.
+
+    >>> [mixed_tokens_of(tokens) for tokens in (2, 17, 100, 130, 300, 520, 2000)]
+    [16, 32, 128, 192, 320, 576, 2048]
+    """
+    if tokens <= 128:
+        return max(16, 1 << (tokens - 1).bit_length())
+    step = 64 if tokens <= 1024 else 128
+    return -(-tokens // step) * step
+
+
+def mixed_tokens(most: int) -> list[int]:
+    """All of them, up to `most` tokens.
+
+    >>> mixed_tokens(200)
+    [16, 32, 64, 128, 192]
+    """
+    sizes = {mixed_tokens_of(tokens) for tokens in range(1, most + 1)}
+    return sorted(size for size in sizes if size <= most)
+
+
+def crowd_of(size: int, most: int) -> int:
+    """The sequences that such a step runs at: a place without a sequence costs next to nothing.
+
+    >>> [crowd_of(size, 200) for size in (1, 17, 65, 130)]
+    [16, 64, 128, 200]
+    """
+    if size <= 16:
+        return min(16, most)
+    return min(max(64, 1 << (size - 1).bit_length()), most)
+
+
+def crowds(most: int) -> list[int]:
+    """All of them, up to `most` sequences.
+
+    >>> crowds(200)
+    [16, 64, 128, 200]
+    """
+    return sorted({crowd_of(size, most) for size in range(1, most + 1)})

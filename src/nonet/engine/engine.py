@@ -141,11 +141,11 @@ class Engine:
         return self.parts.commands.answers() if self.parts.commands is not None else []
 
     def stats(self) -> EngineStats:
-        times = self.parts.executor.times
+        executor = self.parts.executor
         return msgspec.structs.replace(
             self.parts.scheduler.stats(),
-            busy_s=times.device_s,
-            recorded_steps=times.recorded_steps,
+            busy_s=executor.times.device_s,
+            recorded_steps=executor.num_recorded,
             overlapped_steps=self.times.overlapped_steps,
         )
 

@@ -43,8 +43,8 @@ WeightMatrix = torch.Tensor | GroupwiseTensor | Float8Tensor
 # What `pack` returns is known only to the implementation that made it.
 PackedLinear = Any
 
-# What `linear` makes: a tensor [T, N], or what the operations after it read as one. `rope_store`, `gated`, both norms
-# and `lora` take it; nothing else may look inside.
+# What `linear` and `add_rms_norm` make: a tensor, or what the operations after it read as one and has its shape.
+# `linear`, `rope_store`, `gated`, both norms and `lora` take it, others what `settled` makes of it.
 Product = Any
 
 
@@ -118,6 +118,7 @@ class StepShape:
     num_tokens: int
     num_seqs: int
     num_rows: int  # rows whose logits are wanted
+    max_query_len: int  # tokens of the sequence that brings the most
 
 
 class Recording(Protocol):
@@ -125,6 +126,11 @@ class Recording(Protocol):
 
     It reads and writes the buffers it was recorded on: the caller fills the inputs, then replays.
     """
+
+    @property
+    def num_replays(self) -> int:
+        """Steps that were replayed so far; others ran as if nothing were recorded."""
+        ...
 
     def replay(self, shape: StepShape) -> torch.Tensor:
         """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
@@ -172,12 +178,16 @@ class Ops(Protocol):
         """
         ...
 
-    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
+    def linear(self, x: Product, weight: PackedLinear) -> Product:
         """x [T, K] times the weight transposed, plus its bias: [T, N]."""
         ...
 
+    def settled(self, x: Product) -> torch.Tensor:
+        """The tensor that `x` stands for, for a reader that takes nothing else."""
+        ...
+
     def lora(
-        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+        self, out: Product, x: Product, factors: LowRankFactors, slots: torch.Tensor
     ) -> Product:
         """Adds to out [T, N], in place, second * (first * x) of each token's slot, float32 inside; returns `out`.
 
@@ -203,8 +213,8 @@ class Ops(Protocol):
 
     def add_rms_norm(
         self, x: Product, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        """Adds x to `residual` in place, then norms it: returns the normed [T, M]."""
+    ) -> Product:
+        """Adds x to `residual` in place, then norms it: [T, M], to be read before `residual` changes again."""
         ...
 
     def gated(self, gate_up: Product, activation: Activation) -> torch.Tensor:

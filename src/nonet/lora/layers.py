@@ -40,7 +40,7 @@ class LoraOps(WrappedOps):
         super().__init__(inner)
         self.rows = AdapterRows(torch.zeros(0, dtype=torch.int32, device=inner.device))
 
-    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
+    def linear(self, x: Product, weight: PackedLinear) -> Product:
         if not isinstance(weight, AdaptedLinear):
             return self.inner.linear(x, weight)
         out = self.inner.linear(x, weight.base)
@@ -73,6 +73,10 @@ class _EitherRecording:
     rows: AdapterRows
     plain: Recording
     adapted: Recording
+
+    @property
+    def num_replays(self) -> int:
+        return self.plain.num_replays + self.adapted.num_replays
 
     def replay(self, shape: StepShape) -> torch.Tensor:
         return (self.adapted if self.rows.in_use else self.plain).replay(shape)

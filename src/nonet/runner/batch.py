@@ -71,12 +71,13 @@ class StepBuffers:
 
     @property
     def largest(self) -> StepShape:
-        return StepShape(len(self._here.token_ids), self._max_num_seqs, self.max_rows)
+        most = len(self._here.token_ids)
+        return StepShape(most, self._max_num_seqs, self.max_rows, most)
 
     def step(self, shape: StepShape) -> ForwardStep:
         """A step on the first rows of every buffer, to record on; lengths are the longest there can be."""
         longest = self._here.tables[0].shape[1] * self._block_size
-        return self._step(shape, max_query_len=shape.num_tokens, max_kv_len=longest)
+        return self._step(shape, max_kv_len=longest)
 
     def fill(self, rows: Sequence[Row], sequences: SequenceTable) -> tuple[StepShape, ForwardStep]:
         """Write the step; the returned tensors are views that the next call overwrites."""
@@ -97,13 +98,13 @@ class StepBuffers:
         self._fill_cache_places(rows, sequences, counts, starts, owner, offset)
         self._fill_adapters(rows, sequences, owner)
         num_rows = self._fill_rows(rows, ends)
-        shape = StepShape(total, len(rows), num_rows)
+        shape = StepShape(total, len(rows), num_rows, int(counts.max()))
         longest = int((starts + counts).max())
         self._pad(shape)
         if host.read is not None:
             self._device.copy_(host.memory, non_blocking=True)
             host.read.record()
-        return shape, self._step(shape, max_query_len=int(counts.max()), max_kv_len=longest)
+        return shape, self._step(shape, max_kv_len=longest)
 
     def _next_host(self) -> _HostBlock:
         """The block whose turn it is, once the device has read what it held."""
@@ -167,7 +168,7 @@ class StepBuffers:
         self._here.rows.numpy()[: len(wanted)] = wanted
         return len(wanted)
 
-    def _step(self, shape: StepShape, *, max_query_len: int, max_kv_len: int) -> ForwardStep:
+    def _step(self, shape: StepShape, *, max_kv_len: int) -> ForwardStep:
         views = self._there
         groups = [
             AttentionInputs(
@@ -176,7 +177,7 @@ class StepBuffers:
                 kv_len=views.kv_len[group][: shape.num_seqs],
                 block_table=views.tables[group][: shape.num_seqs],
                 slots=views.slots[group][: shape.num_tokens],
-                max_query_len=max_query_len,
+                max_query_len=shape.max_query_len,
                 max_kv_len=max_kv_len,
             )
             for group in range(len(views.tables))

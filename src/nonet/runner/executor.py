@@ -19,6 +19,12 @@ class LocalExecutor:
         """Where the seconds of all steps so far went."""
         return self.runner.times
 
+    @property
+    def num_recorded(self) -> int:
+        """Steps that replayed a recording."""
+        recording = self.runner.recording
+        return 0 if recording is None else recording.num_replays
+
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start the step; may return before it is done."""
         return self.runner.launch(plan)

@@ -42,12 +42,11 @@ PROMPT_LOGPROB_ROWS = 64
 
 @dataclass(slots=True)
 class RunnerTimes:
-    """Seconds of the host since start, by part of a step, and how many steps replayed the recording."""
+    """Seconds of the host since start, by part of a step."""
 
     prepare_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
-    recorded_steps: int = 0
     propose_s: float = 0.0
     device_s: float = 0.0  # in which the device worked, as it measured itself
 
@@ -175,7 +174,6 @@ class Runner:
 
     def _forward(self, shape: StepShape, step: ForwardStep) -> torch.Tensor | None:
         if self.recording is not None:
-            self.times.recorded_steps += 1
             return self.recording.replay(shape)
         if not shape.num_rows:
             self._model.hidden(step)

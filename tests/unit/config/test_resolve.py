@@ -230,9 +230,10 @@ def test_a_gpu_plan_by_hand() -> None:
     on_gpu = replace(CUDA, has_triton=True)
     resolved = plan(machine=on_gpu, max_num_seqs=12, max_tokens_per_step=64, max_model_len=1024)
     memory = resolved.memory
-    # graphs of 1, 2, 4, 8 and 12 rows keep their float32 logits; one set of activations; 4 MiB each for the driver
+    # graphs of 1, 2, 4, 8 and 12 decodes and of 16, 32 and 64 tokens of up to 12 sequences; all share one memory, that
+    # of 64 tokens and the float32 logits of 12 rows; 4 MiB each for the driver
     activations = 3 * 576 + 24 * 64 + 3 * 1536
-    assert memory.graph_bytes == 4 * (27 * 49152 + 12 * activations) + 5 * (4 << 20)
+    assert memory.graph_bytes == 4 * (12 * 49152 + 64 * activations) + 8 * (4 << 20)
     assert memory.runtime_bytes == GIB
     parts = memory.weight_bytes + memory.workspace_bytes + memory.graph_bytes + memory.runtime_bytes
     assert memory.num_bytes == parts + memory.kv_bytes == 80 * GIB - memory.free_bytes

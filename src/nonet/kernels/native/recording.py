@@ -81,6 +81,7 @@ class NativeRecording:
         shared_bytes: int,
     ) -> None:
         self.output = output
+        self.num_replays = 0
         self._tape = tape
         entries = fuse_gates(tape.entries, output.untyped_storage().data_ptr())
         self.labels = tuple(entry.label for entry in entries)
@@ -103,6 +104,7 @@ class NativeRecording:
 
     def replay(self, shape: StepShape) -> torch.Tensor:
         self._run(shape, None)
+        self.num_replays += 1
         return self.output[: shape.num_rows]
 
     def timed_replay(self, shape: StepShape) -> list[float]:

@@ -51,8 +51,7 @@ class PagedAttention:
         out = torch.empty(tokens, layout.num_heads * dim, dtype=q.dtype, device=q.device)
         if not tokens:
             return out
-        # One token a sequence is a decode step, however large the buffers say a query may be.
-        longest = 1 if tokens == num_seqs else inputs.max_query_len
+        longest = inputs.max_query_len
         rows = decode_rows(group, longest)
         assert rounded is None or longest == 1, "only decode steps are rounded on the way"
         if longest * group > rows:

@@ -82,8 +82,7 @@ class FixedAttention:
         out = torch.empty(tokens, heads * dim, dtype=q.dtype, device=q.device)
         if not tokens:
             return out
-        # One token a sequence is a decode step, however large the buffers say a query may be.
-        longest = 1 if tokens == num_seqs else inputs.max_query_len
+        longest = inputs.max_query_len
         tiling = _tiling(group, dim, q.element_size())
         most = max(MOST_FEW, group) if tiling.rows >= MOST_FEW else tiling.rows
         used = triton.next_power_of_2(min(most, group * longest))

@@ -1,8 +1,9 @@
-"""CUDA graphs of decode steps, one per batch bucket, captured the first time a bucket is met.
+"""CUDA graphs of steps: one for each batch of decodes, and for each size of small steps with chunks of prompts.
 
-Padding rows of a bucket run like others, so the buffers must make them harmless: slots -1 (nothing is stored), kv_len
-0 and an empty query range (nothing is attended to), valid token ids, positions and rows. `StepShape`s other than
-one token and one row per sequence run without a graph.
+Without one, the hundreds of launches of a step take the host longer than the device needs for a few hundred tokens.
+A graph runs at a size somewhat above the step's. What pads it runs like the rest, so the buffers must make it harmless:
+slots -1 (nothing is stored), kv_len 0 and an empty query range (nothing is attended to), valid token ids, positions and
+rows.
 """
 
 from __future__ import annotations
@@ -12,10 +13,31 @@ from dataclasses import dataclass
 
 import torch
 
-from nonet.core.buckets import bucket_of
+from nonet.core.buckets import MOST_MIXED_TOKENS, bucket_of, crowd_of, mixed_tokens_of
 from nonet.kernels.ops import StepShape
 
-__all__ = ["GraphRecording"]
+__all__ = ["GraphRecording", "graph_shape"]
+
+# Chunks of up to so many tokens (drafts to verify) are told apart, for attention reads their keys in its own way.
+MOST_FEW_QUERIES = 16
+
+
+def graph_shape(shape: StepShape, largest: StepShape) -> StepShape | None:
+    """The shape of the graph that a step runs in, no smaller in anything; None if it runs without."""
+    size = shape.num_seqs
+    most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
+    if shape.num_tokens == size == shape.num_rows and size <= most:
+        size = bucket_of(size, most)
+        return StepShape(size, size, size, 1)
+    seqs = crowd_of(size, largest.num_seqs)
+    # More tokens than sequences: as many would be a batch of decodes to the kernels.
+    tokens = mixed_tokens_of(max(shape.num_tokens, seqs + 1))
+    rows = seqs if shape.num_rows <= seqs else tokens
+    if tokens > min(largest.num_tokens, MOST_MIXED_TOKENS) or rows > largest.num_rows:
+        return None
+    few = shape.max_query_len <= MOST_FEW_QUERIES
+    longest = 1 << (shape.max_query_len - 1).bit_length() if few else tokens
+    return StepShape(tokens, seqs, rows, longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,33 +47,63 @@ class _Captured:
 
 
 class GraphRecording:
-    """Implements `kernels.ops.Recording`: replays a graph where there is one for the shape, else runs the forward."""
+    """Implements `kernels.ops.Recording`: replays a graph where there is one for the shape, else runs the forward.
+
+    Decode steps are captured the first time their batch is met, others the second time: many sizes come once.
+    """
 
     def __init__(self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape) -> None:
+        self.num_replays = 0
         self._forward = forward
-        self._most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
-        self._captured: dict[int, _Captured] = {}
+        self._largest = largest
+        self._captured: dict[StepShape, _Captured] = {}
+        self._met: set[StepShape] = set()
         self._pool = torch.cuda.graph_pool_handle()
 
     def replay(self, shape: StepShape) -> torch.Tensor:
         """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
-        size = shape.num_seqs
-        if not shape.num_tokens == size == shape.num_rows:
+        padded = graph_shape(shape, self._largest)
+        if padded is None:
             return self._forward(shape)
-        bucket = bucket_of(size, self._most)
-        if bucket not in self._captured:
-            return self._capture(bucket)[:size]
-        captured = self._captured[bucket]
-        captured.graph.replay()
-        return captured.output[:size]
+        captured = self._captured.get(padded)
+        if captured is not None:
+            self.num_replays += 1
+            captured.graph.replay()
+            return captured.output[: shape.num_rows]
+        if padded.max_query_len > 1 and padded not in self._met:
+            self._met.add(padded)
+            return self._forward(shape)
+        return self._capture(padded)[: shape.num_rows]
 
-    def _capture(self, bucket: int) -> torch.Tensor:
+    def _capture(self, padded: StepShape) -> torch.Tensor:
         """The first run compiles kernels and gives this step's result; the capture itself computes nothing."""
-        padded = StepShape(bucket, bucket, bucket)
         result = self._forward(padded)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             output = self._forward(padded)
-        self._captured[bucket] = _Captured(graph, output)
+        self._captured[padded] = _Captured(graph, _unowned(output))
         return result
+
+
+def _unowned(output: torch.Tensor) -> torch.Tensor:
+    """The same memory without holding it, so that the graphs of a pool put their results in one place.
+
+    Each result is read before the next replay overwrites it; the graphs keep the pool's memory from being given back.
+    """
+    return torch.as_tensor(_Place(output), device=output.device)
+
+
+class _Place:
+    """A contiguous float32 tensor's memory as the CUDA array interface describes it (version 3)."""
+
+    def __init__(self, of: torch.Tensor) -> None:
+        assert of.dtype == torch.float32
+        assert of.is_contiguous()
+        self.__cuda_array_interface__ = {
+            "shape": tuple(of.shape),
+            "typestr": "<f4",
+            "data": (of.data_ptr(), False),
+            "strides": None,
+            "version": 3,
+        }
