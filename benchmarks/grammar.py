@@ -5,7 +5,8 @@
 
 `random` is a model of two small layers with made-up weights and a vocabulary of 512 tokens, sampled at temperature 1:
 its logits say nothing, so whatever is right in its answers the grammar made right. Every answer that ends by itself
-(finish_reason stop) is judged by the jsonschema package; answers cut by --max-tokens are counted apart. A schema that
+(finish_reason stop) is judged by the jsonschema package; answers cut by --max-tokens are counted apart, and with
+--finish-in-time the server is asked to leave none. A schema that
 the server refuses with 400 counts as one that failed. Tool cases are asked with tool_choice required, and each call's
 arguments are judged against the parameters of the tool it names.
 """
@@ -101,7 +102,8 @@ def main(given: Sequence[str] | None = None) -> None:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        target = arguments.out / f"{arguments.model}-{'-'.join(arguments.parts)}.json"
+        kind = "-in-time" if arguments.finish_in_time else ""
+        target = arguments.out / f"{arguments.model}-{'-'.join(arguments.parts)}{kind}.json"
         record = {**_facts(), "model": arguments.model, "seconds": round(seconds, 1)}
         rows = [asdict(one) for one in outcomes]
         target.write_text(json.dumps({**record, "summary": summary, "rows": rows}, indent=1) + "\n")
@@ -120,6 +122,7 @@ async def ask_all(arguments: argparse.Namespace, url: str, cases: list[Case]) ->
                 "max_tokens": arguments.max_tokens,
                 "temperature": 1.0 if arguments.model == RANDOM else arguments.temperature,
                 "seed": seed,
+                "finish_in_time": arguments.finish_in_time,
             }
             for attempt in range(ATTEMPTS):
                 response = await client.post("/v1/chat/completions", json=body)
@@ -338,6 +341,9 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["schemas"])
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument(
+        "--finish-in-time", action="store_true", help="answers are to be complete at --max-tokens"
+    )
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--first", type=int, default=0, help="the case to begin with")
     parser.add_argument("--cases", type=int, default=10_000, help="at most so many")

@@ -15,7 +15,7 @@ FIELDS = (
     "guided_grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "messages", "prompt",
     "suffix", "unknown_field", "input", "encoding_format", "dimensions", "system", "stop_sequences", "metadata",
     "thinking", "output_config", "instructions", "previous_response_id", "store", "include", "max_output_tokens",
-    "text", "reasoning", "truncation", "prompt_cache_key", "background",
+    "text", "reasoning", "truncation", "prompt_cache_key", "background", "finish_in_time",
 )  # fmt: skip
 
 FUNCTION = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}

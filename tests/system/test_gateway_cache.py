@@ -112,6 +112,7 @@ FLIPS: dict[str, Any] = {
     "top_logprobs": 2, "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none",
     "service_tier": "auto", "structured_outputs": {"regex": "[a-z ]*"}, "parallel_tool_calls": False,
     "chat_template_kwargs": {"enable_thinking": True}, "prompt": "flip?", "echo": True, "best_of": None, "suffix": None,
+    "finish_in_time": True,
 }  # fmt: skip
 # What does not shape the answer, only its delivery; each with its reason in the code that leaves it out.
 HARMLESS = {

@@ -96,6 +96,23 @@ def test_a_mixed_batch_equals_each_alone(llm: LLM, expected: list[list[int]]) ->
     assert generate(llm, wanted(llm)) == expected
 
 
+def test_an_answer_finishes_in_time(llm: LLM) -> None:
+    """Eighteen texts at least in 60 tokens: too few for the model's own words."""
+    asked = "Write a JSON list of the numbers from one to twenty in words."
+    prompt = llm._reader.chat_ids([{"role": "user", "content": asked}])
+    texts = {"type": "array", "items": {"type": "string"}, "minItems": 18}
+    grammar = Grammar("json_schema", json.dumps(texts))
+    ways = [
+        SamplingParams(grammar=grammar, temperature=0.0, max_tokens=60, finish_in_time=in_time)
+        for in_time in (False, True)
+    ]
+    cut, whole = (one.outputs[0] for one in llm.generate([prompt, prompt], ways))
+    assert (cut.finish_reason, whole.finish_reason) == ("length", "stop")
+    check(grammar, whole.text)
+    assert whole.token_ids[:12] == cut.token_ids[:12]
+    assert len(whole.token_ids) <= 60
+
+
 def test_preemption_changes_nothing(expected: list[list[int]]) -> None:
     """Blocks for a few sequences only, so that others give theirs up in the middle of an output."""
     with LLM(

@@ -38,6 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: none; 0: the chosen token's only
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None  # what shape the output must have
+    finish_in_time: bool = False  # near max_tokens, keep to what completes the grammar soonest
     forced_ids: list[int] | None = None  # outputs, whatever the model says; offline only
 
     @property
@@ -88,6 +89,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise InvalidRequestError(
                 f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}; lower it",
                 "min_tokens",
+            )
+        if self.finish_in_time and self.max_tokens is None:
+            raise InvalidRequestError(
+                "finish_in_time needs max_tokens, the number of tokens to finish in; give it",
+                "finish_in_time",
             )
         if self.grammar is not None:
             self._verify_grammar(self.grammar)

@@ -34,6 +34,17 @@ class Matcher(Protocol):
         """Undo the last tokens that were taken."""
         ...
 
+    def tokens_to_end(self, most: int) -> int | None:
+        """How many tokens the quickest way to the end has that was found, the end among them; None for over `most`.
+
+        Nothing changes. The answer, and that of `soonest`, depends on the text so far alone.
+        """
+        ...
+
+    def soonest(self, legal: Masks) -> int | None:
+        """The next token on that way; `legal` is what `fill` wrote, a row [words]. None where no way was found."""
+        ...
+
 
 class GrammarCompiler(Protocol):
     """Compiles grammars for one vocabulary and keeps what it compiled. All methods may be called from any thread."""

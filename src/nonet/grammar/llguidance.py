@@ -23,8 +23,10 @@ from llguidance.gbnf_to_lark import any_to_lark
 from nonet.core.errors import InvalidRequestError
 from nonet.core.grammar import Grammar
 from nonet.grammar.base import Masks, Matcher
+from nonet.grammar.closing import ClosingOrder
 from nonet.grammar.json_schema import alternatives
 from nonet.grammar.vocabulary import TokenBytes
+from nonet.grammar.way_out import WayOut
 from nonet.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class LLGuidance:
         self._prototype(grammar)
 
     def start(self, grammar: Grammar) -> Matcher:
-        return _Matcher(self._prototype(grammar).deep_copy(), self._eos_ids)
+        return _Matcher(self._prototype(grammar).deep_copy(), self._eos_ids, self._closing_order)
 
     def fill(self, wanted: Sequence[tuple[Matcher, int]], masks: Masks) -> None:
         inner = [(_inner(matcher), row) for matcher, row in wanted]
@@ -127,18 +129,35 @@ class LLGuidance:
             raise InvalidRequestError(
                 "the model names no end-of-sequence token, so a grammar could not end its output"
             )
-        tokens = TokenBytes(self._load_tokenizer(), self._vocab_size, self._eos_ids)
-        return LLTokenizer(cast("TokenizerWrapper", tokens), eos_token=self._eos_ids)
+        return LLTokenizer(cast("TokenizerWrapper", self._token_bytes), eos_token=self._eos_ids)
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._load_tokenizer(), self._vocab_size, self._eos_ids)
+
+    def _closing_order(self) -> ClosingOrder:
+        with self._loading:
+            return self._order
+
+    @cached_property
+    def _order(self) -> ClosingOrder:
+        special = set(self._token_bytes.special_token_ids)
+        return ClosingOrder(
+            [b"" if i in special else one for i, one in enumerate(self._token_bytes.tokens)]
+        )
 
 
 class _Matcher:
     """LLMatcher, which cannot undo an end of sequence, so that is kept here."""
 
-    __slots__ = ("_eos_ids", "_num_ends", "inner")
+    __slots__ = ("_closing_order", "_eos_ids", "_num_ends", "inner")
 
-    def __init__(self, inner: LLMatcher, eos_ids: list[int]) -> None:
+    def __init__(
+        self, inner: LLMatcher, eos_ids: list[int], closing_order: Callable[[], ClosingOrder]
+    ) -> None:
         self.inner = inner
         self._eos_ids = eos_ids
+        self._closing_order = closing_order
         self._num_ends = 0
 
     @property
@@ -160,6 +179,25 @@ class _Matcher:
         self._num_ends = 0
         if num_tokens:
             self.inner.rollback(num_tokens)
+
+    def tokens_to_end(self, most: int) -> int | None:
+        if self._num_ends:
+            return 0
+        inner, out = self.inner.deep_copy(), WayOut(self._closing_order())
+        number = 1
+        while not inner.is_accepting():
+            way = out.next(inner)
+            number += len(way)
+            if not way or number > most or inner.try_consume_tokens(way) != len(way):
+                return None
+        return number if number <= most else None
+
+    def soonest(self, legal: Masks) -> int | None:
+        if not self._num_ends and self.inner.is_accepting():
+            return self._eos_ids[0]
+        if not legal.any():
+            return None
+        return next(iter(WayOut(self._closing_order()).next(self.inner)), None)
 
 
 def sources_of(grammar: Grammar) -> Iterator[str]:

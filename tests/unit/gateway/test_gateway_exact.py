@@ -69,7 +69,7 @@ def flips() -> dict[str, Ask]:
         "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {1: 2.0}, "seed": 7, "max_tokens": 9,
         "min_tokens": 1, "stop": ["x"], "stop_token_ids": [3], "include_stop_str_in_output": True, "ignore_eos": True,
         "skip_special_tokens": False, "logprobs": 0, "prompt_logprobs": 1,
-        "forced_ids": [7], "grammar": Grammar("json_object"),
+        "forced_ids": [7], "finish_in_time": True, "grammar": Grammar("json_object"),
     }  # fmt: skip
     fields: dict[str, Any] = {
         "request_id": "b-0", "prompt_ids": [1, 2], "eos_ids": (5,), "priority": 3, "cache_salt": "s",

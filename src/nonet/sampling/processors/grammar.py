@@ -3,7 +3,8 @@
 Idea: a matcher per sequence knows which tokens may follow. For a row with drafted tokens before it the matcher is moved
 over them, asked, and moved back, so the mask is that of the text as it would stand. All rows' masks are filled into one
 block of bits, in parallel, and reach the device in one copy. Accepted tokens are only noted when they come and taken
-when the next masks are made: on a GPU the forward pass runs meanwhile.
+when the next masks are made: on a GPU the forward pass runs meanwhile. An output that is to finish in time is asked now
+and then how long its quickest end is; where that no longer fits, the tokens of that end are all that is legal.
 Reference: arXiv 2411.15100 (masks, speculation), github.com/guidance-ai/llguidance.
 Cost: about 50 microseconds of host time per row and step, and a pass over the masked rows.
 Good for: answers that a program reads.
@@ -29,6 +30,8 @@ from nonet.sampling.upload import upload
 __all__ = ["GrammarMask"]
 
 _ANYTHING = -1  # all bits of a word
+_EVERY = 16  # tokens after which an output that must finish in time is looked at again
+_SPARE = 64  # tokens kept for what is begun between two looks, where max_tokens has them
 
 
 class GrammarMask:
@@ -46,9 +49,14 @@ class GrammarMask:
             return False
         outputs = sequence.token_ids[sequence.num_prompt :]
         try:
-            self._places[slot] = _Place(self._compiler.start(grammar), pending=list(outputs))
+            matcher = self._compiler.start(grammar)
         except InvalidRequestError as error:  # a row's failure, not the step's
             self._places[slot] = _Place(_Stuck(str(error)))
+            return True
+        params = sequence.params
+        left = params.max_tokens if params.finish_in_time else None
+        place = self._places[slot] = _Place(matcher, left, _spare(left), pending=list(outputs))
+        place.look()
         return True
 
     def append(self, slot: int, token_ids: Sequence[int]) -> None:
@@ -77,6 +85,8 @@ class GrammarMask:
             for walk in at_work:
                 if not walk.is_legal:
                     masks[walk.number] = _ANYTHING
+                elif walk.is_closing:
+                    _keep_soonest(walk.place.matcher, masks[walk.number])
             walks = at_work
         return masks
 
@@ -103,9 +113,16 @@ class GrammarMask:
 
 @dataclass(slots=True)
 class _Place:
-    """One sequence's matcher; `pending` are accepted tokens that it has not taken yet."""
+    """One sequence's matcher; `pending` are accepted tokens that it has not taken yet.
+
+    `left` is how many tokens the output may still have where it must finish in time, else None. `is_closing` says that
+    it is on its quickest way to the end. Both follow from the text alone: drafts and preemptions change nothing.
+    """
 
     matcher: Matcher
+    left: int | None = None
+    spare: int = 0
+    is_closing: bool = False
     pending: list[int] = field(default_factory=list)
     error: str | None = None
 
@@ -113,7 +130,21 @@ class _Place:
         for token_id in self.pending:
             if self.error is None and not self.matcher.advance(token_id):
                 self.error = f"token {token_id} was taken although the grammar forbids it"
+            self.count(1)
+            self.look()
         self.pending.clear()
+
+    def count(self, num_tokens: int) -> None:
+        if self.left is not None:
+            self.left -= num_tokens
+
+    def look(self) -> None:
+        """Settle, where the matcher stands, whether it is time to close."""
+        if self.left is None or self.is_closing or self.error is not None:
+            return
+        if self.left % _EVERY == 0 or self.left < _EVERY:
+            number = self.matcher.tokens_to_end(self.left)
+            self.is_closing = number is not None and number > self.left - self.spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +158,12 @@ class _Stuck:
 
     def rollback(self, num_tokens: int) -> None:
         """It never moved."""
+
+    def tokens_to_end(self, most: int) -> int | None:
+        return None
+
+    def soonest(self, legal: Masks) -> int | None:
+        return None
 
 
 class _Walk:
@@ -142,6 +179,11 @@ class _Walk:
         self._stops = sorted(stops, reverse=True)
         self._taken: list[int] = []  # drafts that the matcher has taken
         place.catch_up()
+        self._was_closing = [place.is_closing]  # before each of them, and now
+
+    @property
+    def is_closing(self) -> bool:
+        return self.place.is_closing
 
     def move(self) -> bool:
         """To the next row; False when there is none left, and then the matcher stands where the accepted tokens end."""
@@ -159,12 +201,30 @@ class _Walk:
                 self.is_legal = False
                 break
             self._taken.append(token_id)
+            self.place.count(1)
+            self.place.look()
+            self._was_closing.append(self.place.is_closing)
         return True
 
     def _undo_to(self, length: int) -> None:
         if len(self._taken) > length:
             self.place.matcher.rollback(len(self._taken) - length)
-            del self._taken[length:]
+            self.place.count(length - len(self._taken))
+            del self._taken[length:], self._was_closing[length + 1 :]
+            self.place.is_closing = self._was_closing[-1]
+
+
+def _spare(num_tokens: int | None) -> int:
+    """Tokens kept for what may be begun between two looks: an eighth of a short output, and never less than a look."""
+    return 0 if num_tokens is None else max(_EVERY, min(_SPARE, num_tokens // 8))
+
+
+def _keep_soonest(matcher: Matcher, legal: Masks) -> None:
+    """Of a row's legal tokens [W] leave the one that leads to the end."""
+    token_id = matcher.soonest(legal)
+    if token_id is not None:
+        legal.fill(0)
+        legal.view(np.uint32)[token_id // 32] = 1 << token_id % 32
 
 
 def _forbid(logits: torch.Tensor, lines: list[int], masks: Masks) -> None:

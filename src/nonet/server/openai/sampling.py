@@ -105,6 +105,7 @@ def sampling_params(
         skip_special_tokens=body.skip_special_tokens is not False,
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,
+        finish_in_time=bool(body.finish_in_time),
     )
     params.verify(model.vocab_size)
     return params

@@ -70,6 +70,9 @@ class SamplingFields(ShapeFields, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
+    finish_in_time: bool | None = (
+        None  # nonet's own: an answer with a grammar is complete at max_tokens
+    )
     stop_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
