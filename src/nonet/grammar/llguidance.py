@@ -107,9 +107,7 @@ class LLGuidance:
         try:
             for source in sources_of(grammar):
                 matcher = LLMatcher(self._tokens, source, log_level=0, limits=self._limits)
-                error = matcher.get_error()
-                if not error and not any(matcher.compute_bitmask()):
-                    error = matcher.get_error() or "no output can satisfy it"
+                error = matcher.get_error() or _trouble_at_first(matcher)
                 if not error:
                     return matcher
                 refusal = refusal or f"the grammar cannot be used: {_sentence(error)}"
@@ -145,6 +143,16 @@ class LLGuidance:
         return ClosingOrder(
             [b"" if i in special else one for i, one in enumerate(self._token_bytes.tokens)]
         )
+
+
+def _trouble_at_first(matcher: LLMatcher) -> str:
+    """Why no token may come first, or ""."""
+    is_dead = not any(matcher.compute_bitmask())
+    error = matcher.get_error()
+    # What the library says of a rule that never ends, such as one of itself alone.
+    if is_dead or error.startswith("NoExtensionBias"):
+        return "no output can satisfy it"
+    return error
 
 
 class _Matcher:

@@ -157,6 +157,8 @@ REFUSED = {
     "empty choice": (Grammar("choice", "[]"), "list of texts"),
     "choice of numbers": (Grammar("choice", "[1]"), "list of texts"),
     "lark": (Grammar("lark", "start: b"), "cannot be used"),
+    "a rule of itself alone": (Grammar("lark", "start: start"), "no output can satisfy it"),
+    "no character": (Grammar("lark", r"start: /[^\x00-\x{10ffff}]/"), "no output can satisfy it"),
     "gbnf": (Grammar("lark", "root ::= ((("), "grammar"),
 }  # fmt: skip
 
