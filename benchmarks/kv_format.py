@@ -46,19 +46,8 @@ from nonet.weights.dummy import DummySource
 from nonet.weights.open import open_weights
 from nonet.weights.packaged import resolve_model
 from nonet.weights.spec import read_spec
+from shapes import SHAPES, write_shape
 
-SHAPES = {
-    "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
-    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-                   "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
-    "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
-}  # fmt: skip
-COMMON = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "rope_theta": 500000.0,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
-}  # fmt: skip
 PLAIN = "auto"
 
 
@@ -96,7 +85,7 @@ def main(given: Sequence[str] | None = None) -> None:
         if arguments.shape is None:
             path = resolve_model(arguments.model)
         else:
-            (path / "config.json").write_text(json.dumps({**COMMON, **SHAPES[arguments.shape]}))
+            write_shape(path, arguments.shape)
         quality = measure_quality(arguments)
         fit = measure_fit(arguments, path)
         steps = list(measure_steps(arguments, path, quality))

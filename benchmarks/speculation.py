@@ -29,11 +29,12 @@ from typing import Any
 
 import torch
 
+from shapes import SHAPES
 from speculation_parts.acceptance import Acceptance
 from speculation_parts.compare import compare, run, summaries
 from speculation_parts.engines import engines, greedy, one_engine, replace_params
 from speculation_parts.prompts import QUESTIONS, read_prompts
-from speculation_parts.replay import SHAPES, replay
+from speculation_parts.replay import replay
 
 
 def main(given: Sequence[str] | None = None) -> None:

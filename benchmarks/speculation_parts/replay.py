@@ -12,33 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from nonet.speculate.base import NO_DRAFT, Context, Draft, Proposer
+from shapes import write_shape
 from speculation_parts.compare import compare, summaries
 from speculation_parts.engines import engines, greedy, replace_params
 
-__all__ = ["SHAPES", "replay"]
-
-SHAPES = {
-    "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-             "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
-    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
-}  # fmt: skip
-COMMON = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "rope_theta": 500000.0,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
-}  # fmt: skip
+__all__ = ["replay"]
 
 
 def replay(arguments: argparse.Namespace) -> dict[str, Any]:
     recorded = json.loads(arguments.trace.read_text())
     with tempfile.TemporaryDirectory() as folder:
         for shape in (arguments.target_shape, arguments.draft_shape):
-            (Path(folder) / shape).mkdir(exist_ok=True)
-            (Path(folder) / shape / "config.json").write_text(
-                json.dumps({**COMMON, **SHAPES[shape]})
-            )
+            write_shape(Path(folder) / shape, shape)
         arguments.model = str(Path(folder) / arguments.target_shape)
         small = Path(folder) / arguments.draft_shape
         speculate = f"draft_model:model={small},tokens={min(arguments.tokens, recorded['tokens'])}"

@@ -107,6 +107,7 @@ class Linears:
         self._multiprocessors = multiprocessors
         self._scratch: dict[tuple[int, int], LinearScratch] = {}
         self._one = torch.ones((), dtype=torch.float32, device=device)
+        self._small = self._one / FLOAT16_DIVISOR
         self.least_weights = LEAST_WEIGHTS
 
     def dense(self, x: torch.Tensor, packed: DenseLinear) -> torch.Tensor:
@@ -135,7 +136,7 @@ class Linears:
         if tokens <= MOST_ROWS_UNSCALED or dtype == torch.float16:
             factor, scale = self._one, packed.scale
             if dtype == torch.float16:
-                factor, scale = self._one / FLOAT16_DIVISOR, scale * FLOAT16_DIVISOR**2
+                factor, scale = self._small, scale * FLOAT16_DIVISOR**2
             out = self._product(rounded.codes, packed.weight, factor, factor, dtype)
             if packed.bias is None:
                 return Scaled(out, rounded.scale, scale)

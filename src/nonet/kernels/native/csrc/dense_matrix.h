@@ -83,7 +83,7 @@ class MatrixUnit {
 
 // R tiles of rows (the last may be short) times P panels; sums in tiles 0 to R P - 1, then left and right operands.
 //
-// The unit does not rename its registers: a load waits until the product that reads its register is done. Where the
+// On the Xeon this was measured on, a load seems to wait until the product that reads its register is done. Where the
 // operands of two steps fit, they take turns.
 template <int R, int P>
 class MatrixBlock {
