@@ -71,7 +71,7 @@ def build_engine(
     spec = spec or read_spec(Path(resolved.model_path))
     ops = _ops(resolved)
     source = (
-        DummySource(spec, resolved.seed)
+        DummySource(spec, resolved.seed, ops.device)
         if resolved.dummy_weights
         else open_weights(Path(resolved.model_path))
     )
@@ -266,7 +266,11 @@ def _second_model(
 ) -> SideModel:
     path = Path(plan.model_path)
     spec = read_spec(path)
-    source = DummySource(spec, resolved.seed + 1) if resolved.dummy_weights else open_weights(path)
+    source = (
+        DummySource(spec, resolved.seed + 1, ops.device)
+        if resolved.dummy_weights
+        else open_weights(path)
+    )
     model = load_model(source, spec, ops, plan.weight_format, resolved.max_model_len)
     groups = (CacheGroup(tuple(range(spec.num_layers)), None),)
     storage = KVStorage(spec, groups, ops, resolved.num_blocks, resolved.block_size)

@@ -37,6 +37,10 @@ class GroupwiseTensor:
         grouped = self.codes.view(rows, columns // self.group, self.group).float()
         return (grouped * self.scale.unsqueeze(-1) + self.minimum.unsqueeze(-1)).view(rows, columns)
 
+    def to(self, device: torch.device) -> GroupwiseTensor:
+        moved = (part.to(device) for part in (self.codes, self.scale, self.minimum))
+        return GroupwiseTensor(*moved, self.group, self.bits, self.inputs)
+
     def in_groups_of(self, group: int) -> GroupwiseTensor:
         """The same numbers with each group cut in equal smaller ones; `group` divides the present size."""
         assert self.group % group == 0, (self.group, group)

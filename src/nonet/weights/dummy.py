@@ -16,9 +16,13 @@ from nonet.kernels.groupwise import GroupwiseTensor
 
 __all__ = ["DummySource"]
 
+_CPU = torch.device("cpu")
+
 
 class DummySource:
     """A `WeightSource` of made-up tensors: matrices and biases as wide as the spec says, norms near one.
+
+    They are made on `device`: a GPU fills its memory many times faster than a host can send to it.
 
     >>> source = DummySource(spec, seed=0)  # doctest: +SKIP
     >>> source.load("model.norm.weight").equal(source.load("model.norm.weight"))  # doctest: +SKIP
@@ -27,8 +31,9 @@ class DummySource:
 
     format = "dummy"
 
-    def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
+    def __init__(self, spec: ModelSpec, seed: int = 0, device: torch.device = _CPU) -> None:
         self._seed = seed
+        self._device = device
         self._dtype = _DTYPES[spec.dtype]
         self._deviation = spec.initializer_range
         self._norm_mean = 0.0 if spec.norm_offset else 1.0
@@ -44,12 +49,12 @@ class DummySource:
         shape = self._shapes[name]
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        values = torch.empty(shape, dtype=self._dtype)
+        values = torch.empty(shape, dtype=self._dtype, device=self._device)
         flat = values.view(-1)
         noise = torch.randn(min(_NOISE_LENGTH, flat.numel()), generator=generator) * self._deviation
         if name.endswith("norm.weight"):
             noise += self._norm_mean
-        noise = noise.to(self._dtype)
+        noise = noise.to(self._device, self._dtype)
         whole = flat.numel() // len(noise) * len(noise)
         flat[:whole].view(-1, len(noise)).copy_(noise)
         flat[whole:] = noise[: flat.numel() - whole]

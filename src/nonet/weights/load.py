@@ -16,7 +16,10 @@ __all__ = ["LoadedParameters"]
 
 
 class LoadedParameters:
-    """The parameters of one checkpoint for one kernel implementation (see `layers.parameters.Parameters`)."""
+    """The parameters of one checkpoint for one kernel implementation (see `layers.parameters.Parameters`).
+
+    Tensors go to the device as they are stored and are rounded there.
+    """
 
     def __init__(
         self, source: WeightSource, spec: ModelSpec, ops: Ops, weight_format: WeightFormat
@@ -56,10 +59,14 @@ class LoadedParameters:
         if len(shape) != 2:
             raise ModelFileError(f"{full} has shape {shape}; a matrix is needed")
         stored = StoredMatrix(
-            dense=lambda: self._source.load(full),
-            groupwise=lambda: self._source.load_groupwise(full),
+            dense=lambda: self._source.load(full).to(self._ops.device),
+            groupwise=lambda: self._codes(full),
         )
         return self._format.convert(stored, role)
+
+    def _codes(self, full: str) -> GroupwiseTensor | None:
+        codes = self._source.load_groupwise(full)
+        return None if codes is None else codes.to(self._ops.device)
 
     def _tensor(self, full: str) -> torch.Tensor:
         self._require(full)
