@@ -73,7 +73,7 @@ class PaddedOps(ReferenceOps):
             return None
         from nonet.kernels.triton.graphs import GraphRecording
 
-        return GraphRecording(forward, largest)
+        return GraphRecording(forward, largest, decodes_only=True)
 
     def _decode(
         self,

@@ -50,10 +50,18 @@ class GraphRecording:
     """Implements `kernels.ops.Recording`: replays a graph where there is one for the shape, else runs the forward.
 
     Decode steps are captured the first time their batch is met, others the second time: many sizes come once.
+    `decodes_only`: others never, for a forward that asks the device for a number there.
     """
 
-    def __init__(self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape) -> None:
+    def __init__(
+        self,
+        forward: Callable[[StepShape], torch.Tensor],
+        largest: StepShape,
+        *,
+        decodes_only: bool = False,
+    ) -> None:
         self.num_replays = 0
+        self._decodes_only = decodes_only
         self._forward = forward
         self._largest = largest
         self._captured: dict[StepShape, _Captured] = {}
@@ -63,7 +71,7 @@ class GraphRecording:
     def replay(self, shape: StepShape) -> torch.Tensor:
         """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
         padded = graph_shape(shape, self._largest)
-        if padded is None:
+        if padded is None or (self._decodes_only and padded.max_query_len > 1):
             return self._forward(shape)
         captured = self._captured.get(padded)
         if captured is not None:
