@@ -1,19 +1,19 @@
 """Work that a request needs done before it can run, off the step loop: others keep running meanwhile.
 
 The request's sequences wait with a blocker. A task that fails ends its request alone; one that takes longer than the
-limit counts as failed, and another thread goes on with the rest.
+limit counts as failed, and another thread goes on with the rest. The limit is one of processor time.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nonet.core.errors import NonetError
 from nonet.core.request import Request
+from nonet.core.thread_limit import ThreadLimit
 
 __all__ = ["Finished", "Preparations", "Preparer", "Task"]
 
@@ -76,9 +76,9 @@ class Preparations:
         if self._worker is None:
             return []
         self._news.clear()
-        late = self._worker.abandon_late(time.monotonic() - self._limit_s)
+        late = self._worker.abandon_late()
         if late is not None:
-            self._done.put(late.end(f"{late.task.blocker} took longer than {self._limit_s:g} s"))
+            self._done.put(late)
             self._worker = self._new_worker()
         ended: list[Finished] = []
         while True:
@@ -97,7 +97,7 @@ class Preparations:
             self._waiting.put(None)
 
     def _new_worker(self) -> _Worker:
-        worker = _Worker(self._waiting, self._done, self._news)
+        worker = _Worker(self._waiting, self._done, self._news, self._limit_s)
         threading.Thread(target=worker.run, name="prepare", daemon=True).start()
         return worker
 
@@ -119,28 +119,36 @@ class _Worker:
         waiting: queue.SimpleQueue[_Job | None],
         done: queue.SimpleQueue[Finished],
         news: threading.Event,
+        limit_s: float,
     ) -> None:
         self._waiting = waiting
         self._done = done
         self._news = news
         self._lock = threading.Lock()
         self._is_abandoned = False
-        self._current: tuple[_Job, float] | None = None  # and when it began
+        self._limit_s = limit_s
+        self._current: tuple[_Job, ThreadLimit] | None = None
 
-    def abandon_late(self, began_before_s: float) -> _Job | None:
-        """The job under way, if it began before that time; this worker then no longer counts."""
+    def abandon_late(self) -> Finished | None:
+        """The end of the job under way, if it is past its limit; this worker then no longer counts."""
         with self._lock:
-            if self._current is None or self._current[1] > began_before_s:
+            if self._current is None:
+                return None
+            job, limit = self._current
+            if not limit.is_over and not limit.is_late:
                 return None
             self._is_abandoned = True
-            return self._current[0]
+            seconds = limit.limit_s if limit.is_over else limit.latest_s
+            return job.end(f"{job.task.blocker} took longer than {seconds:g} s")
 
     def run(self) -> None:
         while True:
             job = self._waiting.get()
             if job is None:
                 return
-            self._current = (job, time.monotonic())
+            limit = ThreadLimit(self._limit_s)
+            limit.start()
+            self._current = (job, limit)
             ended = _done(job)
             with self._lock:
                 if self._is_abandoned:

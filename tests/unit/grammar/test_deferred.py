@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from grammar_cases import VOCAB, compiler, legal
 
-from nonet.core.errors import InvalidRequestError
+from nonet.core.errors import InvalidRequestError, OverloadedError
 from nonet.core.grammar import Grammar
 from nonet.engine.preparations import Preparations, Task
 from nonet.grammar import GRAMMARS
@@ -93,16 +95,22 @@ def test_it_stands_for_what_is_made_once() -> None:
 
 
 class _Slow:
-    """A compiler whose grammars take as long as a gate is shut."""
+    """A compiler that keeps a regular expression until it may end: it computes, or waits as if others did."""
 
-    def __init__(self) -> None:
+    def __init__(self, computes: bool = True) -> None:
         self.may_end = threading.Event()
+        self._computes = computes
 
     def load(self) -> None: ...
 
     def compile(self, grammar: Grammar) -> None:
-        if grammar.kind == "regex":
-            assert self.may_end.wait(20)
+        end = time.monotonic() + 20
+        while grammar.kind == "regex" and not self.may_end.is_set():
+            assert time.monotonic() < end
+            if self._computes:
+                hashlib.sha256(bytes(1 << 20))  # without Python's lock, as the library does
+            else:
+                self.may_end.wait(0.01)
 
 
 async def test_a_grammar_that_is_late_does_not_hold_up_others() -> None:
@@ -123,6 +131,30 @@ async def test_a_grammar_that_is_late_does_not_hold_up_others() -> None:
         assert await waiting == WORDS
         await asyncio.sleep(0.05)
         assert gate._num_late == 0
+    finally:
+        slow.may_end.set()
+        gate.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no clock of another thread's work")
+async def test_a_busy_machine_does_not_make_a_grammar_late() -> None:
+    slow = _Slow(computes=False)
+    gate = GrammarGate(slow, limit_s=0.1)  # type: ignore[arg-type]
+    asyncio.get_running_loop().call_later(0.4, slow.may_end.set)
+    try:
+        assert await gate.made(lambda: Grammar("regex", "a"), "guided_regex") is not None
+    finally:
+        gate.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no clock of another thread's work")
+async def test_a_grammar_that_never_gets_to_compute_is_nobodys_fault() -> None:
+    slow = _Slow(computes=False)
+    gate = GrammarGate(slow, limit_s=0.02)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(OverloadedError):
+            await gate.made(lambda: Grammar("regex", "a"), "guided_regex")
+        assert await gate.made(lambda: WORDS, "guided_choice") == WORDS
     finally:
         slow.may_end.set()
         gate.close()
