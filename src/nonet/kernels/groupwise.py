@@ -38,8 +38,8 @@ class GroupwiseTensor:
         return (grouped * self.scale.unsqueeze(-1) + self.minimum.unsqueeze(-1)).view(rows, columns)
 
     def to(self, device: torch.device) -> GroupwiseTensor:
-        moved = (part.to(device) for part in (self.codes, self.scale, self.minimum))
-        return GroupwiseTensor(*moved, self.group, self.bits, self.inputs)
+        codes, scale, minimum = (one.to(device) for one in (self.codes, self.scale, self.minimum))
+        return GroupwiseTensor(codes, scale, minimum, self.group, self.bits, self.inputs)
 
     def in_groups_of(self, group: int) -> GroupwiseTensor:
         """The same numbers with each group cut in equal smaller ones; `group` divides the present size."""
