@@ -30,11 +30,12 @@ from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
 from nonet.core.errors import NonetError
 
-__all__ = ["Plan", "latency_items", "measure_rung", "starting_server"]
+__all__ = ["Plan", "latency_items", "measure_rung", "starting_server", "warm_up_items"]
 
 # The latency pass is a Poisson process at this share of what the first rung can serve, so that it overloads no rung.
 LATENCY_LOAD = 0.7
 ARRIVAL_SEED = 7
+WARM_UP_OUTPUT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,8 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
     with running_server(as_environment(config)) as url:
         target = _target(url, plan)
         with _PeakMemory(resolved.device) as memory:
-            runs, requests, telemetry = _capacity(target, plan)
+            warm = warm_up_items(plan.workload, resolved.device)
+            runs, requests, telemetry = _capacity(target, plan, warm)
         rate = plan.latency_rate_rps or LATENCY_LOAD * runs[0].requests_per_s
         latency = _latency(target, plan, rate) if plan.latency_requests and rate else None
     telemetry = msgspec.structs.replace(
@@ -98,10 +100,11 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
 @contextmanager
 def starting_server(settings: dict[str, str], plan: Plan) -> Iterator[Target]:
     """A server with these settings, warm."""
-    config, _ = _resolved(settings, plan)
+    config, resolved = _resolved(settings, plan)
     with running_server(as_environment(config)) as url:
         target = _target(url, plan)
-        _scrape(target, [_nonce(item, "warm-up") for item in plan.workload.items[:2]])
+        warm = warm_up_items(plan.workload, resolved.device)
+        _scrape(target, [_nonce(item, "warm-up") for item in warm])
         yield target
 
 
@@ -121,10 +124,12 @@ def _environment(given: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **{rows[name].variable: value for name, value in given.items()}}
 
 
-def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTimes], Telemetry]:
+def _capacity(
+    target: Target, plan: Plan, warm: Sequence[WorkItem]
+) -> tuple[list[Summary], list[RequestTimes], Telemetry]:
     """All requests at once, `repeats` times; each run's texts differ, so that none can be answered from the last."""
     items = plan.workload.items
-    before = _scrape(target, [_nonce(item, "warm-up") for item in items[:2]])
+    before = _scrape(target, [_nonce(item, "warm-up") for item in warm])
     runs: list[Summary] = []
     seen: list[RequestTimes] = []
     start = time.monotonic()
@@ -137,6 +142,20 @@ def _capacity(target: Target, plan: Plan) -> tuple[list[Summary], list[RequestTi
         seen += requests
     after = asyncio.run(_metrics(target))
     return runs, seen, Telemetry(counters=counters_between(before, after), gauges=after)
+
+
+def warm_up_items(workload: Workload, device: str) -> list[WorkItem]:
+    """Two requests where kernels are compiled; on a GPU all of them with short outputs.
+
+    There a kernel is compiled, and a step recorded, when its size is first met; outputs end one after another, so that
+    small batches are met too.
+    """
+    if device == "cpu":
+        return list(workload.items[:2])
+    return [
+        replace(item, output_len=min(item.output_len, 1 + number % WARM_UP_OUTPUT))
+        for number, item in enumerate(workload.items)
+    ]
 
 
 def _latency(target: Target, plan: Plan, rate_rps: float) -> Summary:

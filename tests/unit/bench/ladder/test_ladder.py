@@ -12,7 +12,7 @@ import pytest
 from tests.unit.bench.ladder.made_up import a_climb, measured
 
 from nonet.bench.ladder.climb import Budget, climb
-from nonet.bench.ladder.measure import Plan
+from nonet.bench.ladder.measure import Plan, warm_up_items
 from nonet.bench.ladder.report import base, steps, table
 from nonet.bench.ladder.result import BatchTier, Measured, Store
 from nonet.bench.ladder.rungs import Rung, choose, default_rungs, with_prompt_room
@@ -130,6 +130,16 @@ def test_the_first_rung_sets_the_rate_of_the_latency_pass(tmp_path: Path) -> Non
     found = climb(rungs, PLAN, Store(tmp_path), {}, leave_out=False, run=run)
     assert rates == [None, 2.5, 2.5]
     assert found.latency_rate_rps == 2.5
+
+
+def test_a_gpu_is_warm_when_it_has_met_every_prompt_and_small_batches() -> None:
+    work = sample(40)
+    assert warm_up_items(work, "cpu") == list(work.items[:2])
+    warm = warm_up_items(work, "cuda")
+    assert [item.messages for item in warm] == [item.messages for item in work.items]
+    lengths = Counter(item.output_len for item in warm)
+    assert max(lengths) <= 16
+    assert len(lengths) > 7  # they end one after another
 
 
 def test_the_batch_tier_is_measured_once_on_the_full_stack(tmp_path: Path) -> None:
