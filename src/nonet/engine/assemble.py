@@ -18,6 +18,7 @@ from nonet.core.request import Request
 from nonet.engine.adapters import AdapterParts
 from nonet.engine.engine import Engine, EngineParts
 from nonet.engine.preparations import Preparations, Task
+from nonet.engine.rehearsal import StandIn, rehearsing
 from nonet.grammar.base import GrammarCompiler
 from nonet.grammar.deferred import default_compiler
 from nonet.kernels import FIXED_ORDER_KERNELS, KERNELS
@@ -76,9 +77,10 @@ def build_engine(
         else open_weights(Path(resolved.model_path))
     )
     adapters = AdapterParts(resolved.adapters, spec, ops) if resolved.adapters else None
-    model = load_model(
-        source, spec, ops, resolved.weight_format, resolved.max_model_len, progress, adapters
-    )
+    with rehearsing(ops, resolved, spec, _stand_in):
+        model = load_model(
+            source, spec, ops, resolved.weight_format, resolved.max_model_len, progress, adapters
+        )
     pool = adapters.open() if adapters else None
     compiler = make_compiler(resolved, spec)
     device_side = _device_side(resolved, spec, ops, model, compiler, pruner, adapters)
@@ -165,6 +167,16 @@ def load_model(
         source.close()
 
 
+def _stand_in(resolved: Resolved, spec: ModelSpec) -> StandIn:
+    """Made-up weights, and kernels and buffers of its own."""
+    ops = _ops(resolved)
+    source = DummySource(spec, resolved.seed, ops.device)
+    model = load_model(source, spec, ops, resolved.weight_format, resolved.max_model_len)
+    storage = _storage(resolved, spec, ops)
+    buffers = _buffers(resolved, storage, ops, len(resolved.groups), resolved.max_num_seqs)
+    return StandIn(ops, lambda shape: model.forward(buffers.step(shape)), buffers.largest)
+
+
 def make_compiler(resolved: Resolved, spec: ModelSpec) -> GrammarCompiler:
     """The compiler of grammars for the model's vocabulary; reads and imports nothing before the first grammar."""
     return default_compiler(
@@ -209,14 +221,7 @@ def _device_side(
     pruner: Pruner | None,
     adapters: AdapterParts | None,
 ) -> _DeviceSide:
-    storage = KVStorage(
-        spec,
-        resolved.groups,
-        ops,
-        resolved.num_blocks,
-        resolved.block_size,
-        None if resolved.kv_format == resolved.dtype else KV_FORMATS.build(resolved.kv_format),
-    )
+    storage = _storage(resolved, spec, ops)
     ahead = resolved.speculation
     drafts = ahead.max_drafts_per_step if ahead else 0
     num_groups = len(resolved.groups)
@@ -242,6 +247,17 @@ def _device_side(
         most = min(buffers.max_rows, resolved.max_tokens_per_step, resolved.max_model_len)
         proposer.start(_services(proposer, runner, second, most))
     return _DeviceSide(runner, recording)
+
+
+def _storage(resolved: Resolved, spec: ModelSpec, ops: Ops) -> KVStorage:
+    return KVStorage(
+        spec,
+        resolved.groups,
+        ops,
+        resolved.num_blocks,
+        resolved.block_size,
+        None if resolved.kv_format == resolved.dtype else KV_FORMATS.build(resolved.kv_format),
+    )
 
 
 def _services(

@@ -12,6 +12,7 @@ The dtype of a value between two operations belongs to the implementation: a cal
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -170,6 +171,8 @@ class Ops(Protocol):
     dtype: torch.dtype  # of the weights and of the KV cache
     device: torch.device
     sampling: SamplingKernels | None  # None: plain torch is as good
+    # Within it operations only compile what they would run, many at once, and leave garbage. None: nothing is compiled.
+    compile_only: Callable[[], AbstractContextManager[None]] | None
 
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         """A linear's weight [N, K] (and bias [N]) in the form that `linear`, `embed` and nothing else understands.

@@ -33,6 +33,7 @@ class WrappedOps:
         self.dtype = inner.dtype
         self.device = inner.device
         self.sampling = inner.sampling
+        self.compile_only = inner.compile_only
 
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         return self.inner.pack(weight, bias)

@@ -66,12 +66,12 @@ class NativeOps:
 
     name = "native"
     sampling: SamplingKernels | None = None
+    compile_only = None  # all is compiled once and for all
 
     def __init__(
         self, dtype: torch.dtype, threads: int, *, int8_activations: bool | None = None
     ) -> None:
-        """Groupwise weights meet activations rounded to int8 per group, or, when `int8_activations` is false, in
-        `dtype`; by default int8 with bfloat16 and exact with float32."""
+        """Groupwise weights meet inputs in int8 if `int8_activations` (default: with bfloat16), else as they are."""
         if dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(
                 f"the native kernels hold weights in float32 or bfloat16, not {dtype}; set dtype to one of them"

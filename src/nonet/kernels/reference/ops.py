@@ -6,6 +6,7 @@ Values between operations have the dtype of the weights; norms, rotation and sof
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -52,6 +53,7 @@ class ReferenceOps:
 
     name = "reference"
     sampling: SamplingKernels | None = None
+    compile_only: Callable[[], AbstractContextManager[None]] | None = None
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype

@@ -27,6 +27,7 @@ from nonet.kernels.triton.attention import PagedAttention
 from nonet.kernels.triton.cache import allocate_cache, stored_entries
 from nonet.kernels.triton.coded import CodedLinear, can_pack, pack
 from nonet.kernels.triton.coded import take_rows as take_coded_rows
+from nonet.kernels.triton.compile_only import compile_only
 from nonet.kernels.triton.gated import gated
 from nonet.kernels.triton.graphs import GraphRecording
 from nonet.kernels.triton.linear import (
@@ -84,6 +85,7 @@ class TritonOps:
         self.coded_linears = CodedLinears(device, self.multiprocessors)
         self.fixed_linears = FixedLinears(device)
         self.sampling: SamplingKernels | None = TritonSampling()
+        self.compile_only = compile_only if device.type == "cuda" else None
         self._has_float8 = False
         self._rounded: tuple[torch.Tensor, Rounded] | None = None
 

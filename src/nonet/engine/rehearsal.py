@@ -1,0 +1,110 @@
+"""A cold start's kernels, compiled while the weights load.
+
+Some kernels are compiled when a step first needs them, which takes seconds, one after the other. Beside the loading a
+model of the same shape with made-up weights and one layer of each kind goes through the usual kinds of steps, where
+operations only compile what they would run. It is gone before the KV cache is made, whose place it takes meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from nonet.config.groups import cache_groups
+from nonet.config.resolved import Resolved
+from nonet.core.model_spec import ModelSpec
+from nonet.kernels.ops import Ops, StepShape
+
+__all__ = ["StandIn", "rehearsing"]
+
+logger = logging.getLogger("nonet.engine")
+
+# A prompt alone, decodes few and many, a prompt's end beside decodes.
+STEPS = (
+    StepShape(100, 1, 1, 100),
+    StepShape(1, 1, 1, 1),
+    StepShape(16, 16, 16, 1),
+    StepShape(128, 128, 128, 1),
+    StepShape(32, 16, 16, 2),
+)
+BYTES_WHILE_ROUNDING = 10  # of a weight: as made, as float32, divided by its scale
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A model and its buffers: `forward` gives the logits of a step of up to `largest`."""
+
+    ops: Ops
+    forward: Callable[[StepShape], torch.Tensor]
+    largest: StepShape
+
+
+Make = Callable[[Resolved, ModelSpec], StandIn]
+
+
+@contextmanager
+def rehearsing(ops: Ops, resolved: Resolved, spec: ModelSpec, make: Make) -> Iterator[None]:
+    """Compile beside what is done inside, where kernels are compiled at all; a failure is logged, never raised."""
+    small = _one_of_each(spec)
+    if ops.compile_only is None or resolved.memory.kv_bytes < _most_bytes(small):
+        yield
+        return
+    stand_in = replace(
+        resolved,
+        dummy_weights=True,
+        groups=cache_groups(small),
+        num_blocks=1,
+        adapters=None,
+        speculation=None,
+    )
+    thread = threading.Thread(
+        target=_rehearse, args=(stand_in, small, make), name="rehearsal", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _rehearse(resolved: Resolved, spec: ModelSpec, make: Make) -> None:
+    try:
+        made = make(resolved, spec)
+        assert made.ops.compile_only is not None
+        with torch.inference_mode(), made.ops.compile_only():
+            for step in STEPS:
+                if _fits(step, made.largest):
+                    logits = made.forward(step)
+                    if made.ops.sampling is not None:
+                        made.ops.sampling.argmax(logits)
+        made.ops.close()
+    except (
+        Exception
+    ) as error:  # the first request meets it again, if it is more than a lack of memory
+        logger.warning("event=rehearsal_failed error=%r", error)
+
+
+def _fits(step: StepShape, largest: StepShape) -> bool:
+    return (
+        step.num_tokens <= largest.num_tokens
+        and step.num_seqs <= largest.num_seqs
+        and step.num_rows <= largest.num_rows
+    )
+
+
+def _one_of_each(spec: ModelSpec) -> ModelSpec:
+    """One layer with each window."""
+    windows = tuple(dict.fromkeys(spec.windows))
+    return replace(
+        spec, num_layers=len(windows), layer_windows=windows if spec.layer_windows else ()
+    )
+
+
+def _most_bytes(spec: ModelSpec) -> int:
+    largest = max(rows * columns for rows, columns in spec.linears.values())
+    return 2 * spec.num_parameters + 2 * BYTES_WHILE_ROUNDING * largest
