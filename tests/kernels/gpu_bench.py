@@ -22,7 +22,7 @@ from tests.kernels.gpu_bench_attention import (
     tune_prefill,
 )
 from tests.kernels.gpu_bench_linear import linears, row_wise, tune_few
-from tests.kernels.gpu_bench_steps import joined_steps, whole_steps
+from tests.kernels.gpu_bench_steps import whole_steps
 from tests.kernels.gpu_timing import Row, ceilings, show
 
 
@@ -46,8 +46,6 @@ def main() -> None:
         "tune_few": tune_few,
         "steps": lambda: whole_steps(copy_rate, float8=False),
         "steps8": lambda: whole_steps(copy_rate, float8=True),
-        "joined": lambda: joined_steps(float8=False),
-        "joined8": lambda: joined_steps(float8=True),
     }
     for name in given.sections or sections:
         new = sections[name]()

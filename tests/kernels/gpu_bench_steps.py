@@ -158,29 +158,6 @@ def whole_steps(copy_rate: float, float8: bool) -> list[Row]:
     return rows
 
 
-def joined_steps(float8: bool) -> list[Row]:
-    """Decode steps of few rows with each product alone, and joined with the norm, gate or sum beside it."""
-    model = Model(cache_tokens=40_000, block=64, float8=float8)
-    kind = "fp8" if float8 else "bf16"
-    rows: list[Row] = []
-    with torch.inference_mode():
-        for batch in (1, 2, 4, 8, 16):
-            step = model.step(batch, 1, 1024)
-            shape = StepShape(batch, batch, batch, 1)
-            for joins in (False, True):
-                model.ops.joins_few = joins
-                recording = model.ops.record(lambda _, step=step: model.model.forward(step), shape)
-                assert recording is not None
-                recording.replay(shape)
-                one = timed(lambda r=recording, s=shape: [r.replay(s) for _ in range(20)]) / 20
-                rows.append({"what": "decode step", "kind": kind, "batch": batch, "joined": joins,
-                             "ms": one * 1e3})  # fmt: skip
-                if batch == 1:
-                    label = f"{kind} b1 joined {joins}"
-                    rows += kernel_times(lambda r=recording, s=shape: r.replay(s), label)
-    return rows
-
-
 def kernel_times(call: Callable[[], object], label: str) -> list[Row]:
     from torch.profiler import ProfilerActivity, profile
 

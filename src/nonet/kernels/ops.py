@@ -44,8 +44,8 @@ WeightMatrix = torch.Tensor | GroupwiseTensor | Float8Tensor
 # What `pack` returns is known only to the implementation that made it.
 PackedLinear = Any
 
-# What `linear` and `add_rms_norm` make: a tensor, or what the operations after it read as one and has its shape.
-# `linear`, `rope_store`, `gated`, both norms and `lora` take it, others what `settled` makes of it.
+# What `linear` makes: a tensor [T, N], or what the operations after it read as one. `rope_store`, `gated`, both norms
+# and `lora` take it; nothing else may look inside.
 Product = Any
 
 
@@ -181,16 +181,12 @@ class Ops(Protocol):
         """
         ...
 
-    def linear(self, x: Product, weight: PackedLinear) -> Product:
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         """x [T, K] times the weight transposed, plus its bias: [T, N]."""
         ...
 
-    def settled(self, x: Product) -> torch.Tensor:
-        """The tensor that `x` stands for, for a reader that takes nothing else."""
-        ...
-
     def lora(
-        self, out: Product, x: Product, factors: LowRankFactors, slots: torch.Tensor
+        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
     ) -> Product:
         """Adds to out [T, N], in place, second * (first * x) of each token's slot, float32 inside; returns `out`.
 
@@ -216,8 +212,8 @@ class Ops(Protocol):
 
     def add_rms_norm(
         self, x: Product, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> Product:
-        """Adds x to `residual` in place, then norms it: [T, M], to be read before `residual` changes again."""
+    ) -> torch.Tensor:
+        """Adds x to `residual` in place, then norms it: returns the normed [T, M]."""
         ...
 
     def gated(self, gate_up: Product, activation: Activation) -> torch.Tensor:

@@ -38,14 +38,11 @@ class WrappedOps:
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         return self.inner.pack(weight, bias)
 
-    def linear(self, x: Product, weight: PackedLinear) -> Product:
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         return self.inner.linear(x, weight)
 
-    def settled(self, x: Product) -> torch.Tensor:
-        return self.inner.settled(x)
-
     def lora(
-        self, out: Product, x: Product, factors: LowRankFactors, slots: torch.Tensor
+        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
     ) -> Product:
         return self.inner.lora(out, x, factors, slots)
 
@@ -63,7 +60,7 @@ class WrappedOps:
 
     def add_rms_norm(
         self, x: Product, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> Product:
+    ) -> torch.Tensor:
         return self.inner.add_rms_norm(x, residual, weight, eps)
 
     def gated(self, gate_up: Product, activation: Activation) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Attention:
         self._q_norm = parameters.norm(f"{prefix}.q_norm") if spec.qk_norm else None
         self._k_norm = parameters.norm(f"{prefix}.k_norm") if spec.qk_norm else None
 
-    def __call__(self, x: Product, step: ForwardStep) -> Product:
+    def __call__(self, x: torch.Tensor, step: ForwardStep) -> Product:
         """x [T, M], normed, to [T, M]; writes this step's keys and values to the cache."""
         ops, spec = self._ops, self._spec
         cache, inputs = step.caches[self._index], step.inputs[self._index]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from nonet.core.model_spec import ModelSpec
 from nonet.kernels.ops import Ops, Product
 from nonet.layers.parameters import Parameters
@@ -21,7 +23,7 @@ class GatedMLP:
         )
         self._down = parameters.linear(f"{prefix}.down_proj", bias=spec.mlp_bias)
 
-    def __call__(self, x: Product) -> Product:
+    def __call__(self, x: torch.Tensor) -> Product:
         """x [T, M], normed, to [T, M]."""
         ops = self._ops
         return ops.linear(ops.gated(ops.linear(x, self._gate_up), self._activation), self._down)

@@ -40,7 +40,7 @@ class LoraOps(WrappedOps):
         super().__init__(inner)
         self.rows = AdapterRows(torch.zeros(0, dtype=torch.int32, device=inner.device))
 
-    def linear(self, x: Product, weight: PackedLinear) -> Product:
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         if not isinstance(weight, AdaptedLinear):
             return self.inner.linear(x, weight)
         out = self.inner.linear(x, weight.base)

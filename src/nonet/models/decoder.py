@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from nonet.core.model_spec import ModelSpec
-from nonet.kernels.ops import Ops, Product
+from nonet.kernels.ops import Ops
 from nonet.layers.forward_step import ForwardStep
 from nonet.layers.parameters import Parameters
 from nonet.layers.rotary import cos_sin_table
@@ -25,8 +25,8 @@ class Block(Protocol):
     input_norm: torch.Tensor
 
     def __call__(
-        self, x: Product, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
-    ) -> Product: ...
+        self, x: torch.Tensor, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
+    ) -> torch.Tensor: ...
 
 
 BlockFactory = Callable[[ModelSpec, int, Ops, Parameters, torch.Tensor], Block]
@@ -73,7 +73,7 @@ class Decoder:
         norms = [block.input_norm for block in self._blocks[1:]] + [self._norm]
         for block, next_norm in zip(self._blocks, norms, strict=True):
             x = block(x, residual, step, next_norm)
-        return ops.settled(x)
+        return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, M] to float32 logits [R, V]."""

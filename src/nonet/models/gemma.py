@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from nonet.core.model_spec import ModelSpec
-from nonet.kernels.ops import Ops, Product
+from nonet.kernels.ops import Ops
 from nonet.layers.attention import Attention
 from nonet.layers.forward_step import ForwardStep
 from nonet.layers.mlp import GatedMLP
@@ -34,8 +34,8 @@ class GemmaBlock:
         self._after_mlp = parameters.norm(f"{prefix}.post_feedforward_layernorm")
 
     def __call__(
-        self, x: Product, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
-    ) -> Product:
+        self, x: torch.Tensor, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
+    ) -> torch.Tensor:
         ops, eps = self._ops, self._eps
         x = ops.rms_norm(self._attention(x, step), self._after_attention, eps)
         x = ops.add_rms_norm(x, residual, self._mlp_norm, eps)

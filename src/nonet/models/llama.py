@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from nonet.core.model_spec import ModelSpec
-from nonet.kernels.ops import Ops, Product
+from nonet.kernels.ops import Ops
 from nonet.layers.attention import Attention
 from nonet.layers.forward_step import ForwardStep
 from nonet.layers.mlp import GatedMLP
@@ -32,7 +32,7 @@ class LlamaBlock:
         self._mlp = GatedMLP(spec, index, ops, parameters)
 
     def __call__(
-        self, x: Product, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
-    ) -> Product:
+        self, x: torch.Tensor, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
+    ) -> torch.Tensor:
         x = self._ops.add_rms_norm(self._attention(x, step), residual, self._mlp_norm, self._eps)
         return self._ops.add_rms_norm(self._mlp(x), residual, next_norm, self._eps)

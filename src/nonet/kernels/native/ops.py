@@ -120,9 +120,6 @@ class NativeOps:
     def linear(self, x: torch.Tensor, weight: NativeWeight) -> torch.Tensor:
         return self._multiply("linear", x, weight, None)
 
-    def settled(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
     def lora(
         self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
     ) -> torch.Tensor:

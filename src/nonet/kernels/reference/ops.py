@@ -81,9 +81,6 @@ class ReferenceOps:
             x = weight.rounding.apply(x).to(x.dtype)
         return F.linear(x, weight.weight, weight.bias)
 
-    def settled(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
     def lora(
         self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
     ) -> torch.Tensor:

@@ -13,7 +13,6 @@ from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_fixed import FixedAttention
 from nonet.kernels.triton.coded import CodedLinear
 from nonet.kernels.triton.linear import DenseLinear, Float8Blocks
-from nonet.kernels.triton.linear_ends import Normed
 from nonet.kernels.triton.logits import soft_cap
 from nonet.kernels.triton.ops import TritonLinear, TritonOps
 
@@ -33,8 +32,7 @@ class FixedOrderOps(TritonOps):
         super().__init__(dtype, device, threads)
         self.fixed_attention = FixedAttention(device, self.multiprocessors)
 
-    def linear(self, x: torch.Tensor | Normed, weight: TritonLinear) -> torch.Tensor:
-        x = self.settled(x)
+    def linear(self, x: torch.Tensor, weight: TritonLinear) -> torch.Tensor:
         if isinstance(weight, DenseLinear):
             return self.fixed_linears(x, weight.weight, weight.bias, self.dtype)
         if isinstance(weight, CodedLinear):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from nonet.kernels.ops import Activation
-from nonet.kernels.triton.linear_ends import PLAIN, Around, Normed
 from nonet.kernels.triton.linear_few import (
     FewRowsTiling,
     LinearScratch,
@@ -26,7 +24,6 @@ __all__ = [
     "Float8Blocks",
     "Float8Linear",
     "Linears",
-    "Pending",
     "float8_linear",
 ]
 
@@ -41,8 +38,6 @@ MOST_ROWS_UNSCALED = 512
 # their products would be infinite.
 FLOAT16_DIVISOR = 512.0
 MOST_ROWS = 128  # that our own kernel can take
-MOST_ROWS_PENDING = 16  # up to here a step is a chain of short launches
-LEAST_WEIGHTS = 1 << 20  # with fewer our own kernel gains nothing
 GROUP = (
     128  # inputs of a row that share a scale, where a row is rounded piece by piece as it is made
 )
@@ -74,23 +69,6 @@ class Float8Blocks:
     bias: torch.Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """The product of x [T, K] and a weight that has not run: the operation after it says what it ends with."""
-
-    x: torch.Tensor | Normed
-    packed: DenseLinear | Float8Linear
-
-    @property
-    def numbers(self) -> torch.Tensor:
-        """What the kernel reads for x."""
-        return self.x.residual if isinstance(self.x, Normed) else self.x
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self.numbers.shape[0], self.packed.weight.shape[0]))
-
-
 def float8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Float8Linear:
     """A dense weight rounded to float8 with one scale per output."""
     wide = weight.float()
@@ -108,7 +86,6 @@ class Linears:
         self._scratch: dict[tuple[int, int], LinearScratch] = {}
         self._one = torch.ones((), dtype=torch.float32, device=device)
         self._small = self._one / FLOAT16_DIVISOR
-        self.least_weights = LEAST_WEIGHTS
 
     def dense(self, x: torch.Tensor, packed: DenseLinear) -> torch.Tensor:
         """x [T, K] to [T, N]."""
@@ -169,7 +146,6 @@ class Linears:
         bias: torch.Tensor | None,
         out: torch.Tensor,
         tiling: FewRowsTiling | None = None,
-        around: Around = PLAIN,
     ) -> None:
         """Our own kernel, for at most MOST_ROWS rows. A tiling is given only to compare it."""
         tiling = tiling or few_rows_tiling(x.shape[0], weight.element_size(), self._multiprocessors)
@@ -178,50 +154,8 @@ class Linears:
         if key not in self._scratch:
             self._scratch[key] = LinearScratch.allocate(*key, self._device)
         scratch = self._scratch[key]
-        linear_few(
-            x, x_scale, weight, scale, bias,
-            out=out, tiling=tiling, scratch=scratch, around=around,
-        )  # fmt: skip
-
-    def can_wait(self, tokens: int, packed: DenseLinear | Float8Linear) -> bool:
-        """Whether a product of so many rows may be a `Pending` one."""
-        is_exact = packed.weight.dtype == torch.float32
-        return 0 < tokens <= MOST_ROWS_PENDING and self._fits(packed.weight) and not is_exact
-
-    def run(self, waiting: Pending) -> torch.Tensor:
-        """The product [T, N] itself."""
-        return self._run(waiting, waiting.packed.weight.shape[0], PLAIN)
-
-    def run_gated(self, waiting: Pending, activation: Activation) -> torch.Tensor | None:
-        """activation(gate) * up of a fused projection, [T, N / 2]; None where halves of tiles would not fit."""
-        width = waiting.packed.weight.shape[0] // 2
-        if width % (self._tiling(waiting).outputs // 2):
-            return None
-        return self._run(waiting, width, Around(activation=activation))
-
-    def run_added(
-        self, waiting: Pending, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> Normed:
-        """Adds the product to residual [T, N] in place; the norm of the sum."""
-        tokens, outputs = residual.shape
-        tiles = -(-outputs // self._tiling(waiting).outputs)
-        squares = torch.empty(tokens, tiles, dtype=torch.float32, device=residual.device)
-        self._run(waiting, 0, Around(residual=residual, squares=squares))
-        return Normed(residual, squares, weight, eps)
-
-    def _run(self, waiting: Pending, width: int, around: Around) -> torch.Tensor:
-        x, packed = waiting.numbers, waiting.packed
-        scale = packed.scale if isinstance(packed, Float8Linear) else None
-        normed = waiting.x if isinstance(waiting.x, Normed) else None
-        out = torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
-        around = replace(around, normed=normed, rounds=scale is not None)
-        self.few(x, None, packed.weight, scale, packed.bias, out, around=around)
-        return out
-
-    def _tiling(self, waiting: Pending) -> FewRowsTiling:
-        rows, itemsize = waiting.numbers.shape[0], waiting.packed.weight.element_size()
-        return few_rows_tiling(rows, itemsize, self._multiprocessors)
+        linear_few(x, x_scale, weight, scale, bias, out=out, tiling=tiling, scratch=scratch)
 
     def _fits(self, weight: torch.Tensor) -> bool:
         """Whole input tiles only; small layers gain nothing."""
-        return weight.shape[1] % 256 == 0 and weight.numel() >= self.least_weights
+        return weight.is_cuda and weight.shape[1] % 256 == 0 and weight.numel() >= 1 << 20

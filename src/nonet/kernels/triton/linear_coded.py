@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.triton.coded import TILE_OUTPUTS, CodedLinear, dequantize
-from nonet.kernels.triton.linear_ends import finish
-from nonet.kernels.triton.linear_few import LinearScratch
+from nonet.kernels.triton.linear_few import LinearScratch, finish
 
 __all__ = ["MOST_ROWS", "CodedLinears"]
 
@@ -138,7 +137,7 @@ def _linear_coded(
             K, STEPS, GROUP, BITS, RUN, OUTPUTS, ROWS, tiles * OUTPUTS, HAS_MINIMUM, CONVERT,
         )  # fmt: skip
         if last - at == STEPS:
-            finish(out, bias, acc * factor, output, tokens, N, ROWS, HAS_BIAS)
+            finish(out, out, out, bias, acc * factor, output, tokens, N, ROWS, False, HAS_BIAS)
         else:
             segment = 2 * program + (at == start).to(tl.int32)
             tl.store(partial + segment * size + within, acc)
@@ -152,7 +151,7 @@ def _linear_coded(
                     acc += tl.load(partial + segment * size + within, cache_modifier=".cg")
                     segment = 2 * (first + place + 1)
                 tl.store(arrivals + tile, 0)
-                finish(out, bias, acc * factor, output, tokens, N, ROWS, HAS_BIAS)
+                finish(out, out, out, bias, acc * factor, output, tokens, N, ROWS, False, HAS_BIAS)
         at = last
 
 

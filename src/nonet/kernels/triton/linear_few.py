@@ -14,12 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nonet.kernels.triton.linear_ends import PLAIN, Around, end_tile, outputs_of_tile, take_in
-from nonet.kernels.triton.quantize_rows import FLOAT8_MAX
-
-__all__ = ["FewRowsTiling", "LinearScratch", "few_rows_tiling", "linear_few"]
-
-GATES = {"silu": 1, "gelu_tanh": 2}
+__all__ = ["FewRowsTiling", "LinearScratch", "few_rows_tiling", "finish", "linear_few"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +63,13 @@ def linear_few(
     out: torch.Tensor,
     tiling: FewRowsTiling,
     scratch: LinearScratch,
-    around: Around = PLAIN,
 ) -> None:
-    """out [T, N] = x [T, K], T at most 64, times weight [N, K] transposed, plus bias [N], and what `around` says.
+    """out [T, N] = x [T, K], T at most 64, times weight [N, K] transposed, plus bias [N].
 
-    float8 is scaled by float32 x_scale [T, 1], or [T, K / tiling.inputs], and scale [N]; both are None for wider types,
-    and x_scale where x is rounded on the way.
+    float8 is scaled by float32 x_scale [T, 1], or [T, K / tiling.inputs], and scale [N]; both are None for wider types.
     """
     tokens, inputs = x.shape
     outputs = weight.shape[0]
-    normed = around.normed
-    grouped = x_scale is not None and x_scale.shape[1] > 1
     _linear_few[(tiling.programs,)](
         x,
         x_scale if x_scale is not None else x,
@@ -90,11 +81,6 @@ def linear_few(
         scratch.arrivals,
         tokens,
         x.stride(0),
-        normed.weight if normed is not None else x,
-        normed.squares if normed is not None else x,
-        normed.eps if normed is not None else 0.0,
-        around.residual if around.residual is not None else out,
-        around.squares if around.squares is not None else out,
         N=outputs,
         K=inputs,
         ROWS=max(16, triton.next_power_of_2(tokens)),
@@ -102,15 +88,9 @@ def linear_few(
         INPUTS=tiling.inputs,
         PROGRAMS=tiling.programs,
         HAS_SCALE=scale is not None,
-        HAS_ROW_SCALE=x_scale is not None and not grouped,
-        GROUPED=grouped,
+        GROUPED=x_scale is not None and x_scale.shape[1] > 1,
         HAS_BIAS=bias is not None,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        NORM=normed.squares.shape[1] if normed is not None else 0,
-        ROUND=around.rounds,
-        GATE=GATES[around.activation] if around.activation is not None else 0,
-        ADD=around.residual is not None,
-        LARGEST=FLOAT8_MAX,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
@@ -119,11 +99,9 @@ def linear_few(
 @triton.jit(do_not_specialize=["tokens"])
 def _linear_few(
     x, x_scale, weight, scale, bias, out, partial, arrivals, tokens, x_stride,
-    norm, squares, eps, residual, new_squares,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr, PROGRAMS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_ROW_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, GROUPED: tl.constexpr,
-    NORM: tl.constexpr, ROUND: tl.constexpr, GATE: tl.constexpr, ADD: tl.constexpr, LARGEST: tl.constexpr,
+    INPUTS: tl.constexpr, PROGRAMS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr, GROUPED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     steps: tl.constexpr = K // INPUTS
@@ -135,21 +113,24 @@ def _linear_few(
         tile = at // steps
         start = tile * steps
         last = tl.minimum(start + steps, stop)
-        output = outputs_of_tile(tile, N, OUTPUTS, GATE)
+        output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
         acc = _sum_segment(
-            x, x_scale, weight, norm, output, tokens, x_stride, (at - start) * INPUTS, (last - start) * INPUTS,
-            N, K, ROWS, OUTPUTS, INPUTS, PRECISION, GROUPED, NORM, ROUND, LARGEST,
+            x, x_scale, weight, output, tokens, x_stride, (at - start) * INPUTS, (last - start) * INPUTS,
+            N, K, ROWS, OUTPUTS, INPUTS, PRECISION, GROUPED,
         )  # fmt: skip
-        is_whole = last - at == steps
-        if not is_whole:
+        if last - at == steps:
+            finish(
+                    out, x_scale, scale, bias, acc, output, tokens,
+                    N, ROWS, HAS_SCALE, HAS_BIAS, GROUPED,
+                )  # fmt: skip
+        else:
             within = tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
             segment = 2 * program + (at == start).to(tl.int32)
             tl.store(partial + segment * (OUTPUTS * ROWS) + within, acc)
             tl.debug_barrier()
             first = start // share
             others = (start + steps - 1) // share - first
-            is_whole = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == others
-            if is_whole:
+            if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == others:
                 segment = 2 * first + 1
                 acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
                 for place in range(others + 1):
@@ -158,19 +139,18 @@ def _linear_few(
                     )
                     segment = 2 * (first + place + 1)
                 tl.store(arrivals + tile, 0)
-        if is_whole:
-            end_tile(
-                out, x_scale, scale, bias, acc, output, tile, tokens, squares, eps, residual, new_squares,
-                N, K, ROWS, OUTPUTS, HAS_SCALE, HAS_ROW_SCALE, HAS_BIAS, NORM, GATE, ADD,
-            )  # fmt: skip
+                finish(
+                    out, x_scale, scale, bias, acc, output, tokens,
+                    N, ROWS, HAS_SCALE, HAS_BIAS, GROUPED,
+                )  # fmt: skip
         at = last
 
 
 @triton.jit
 def _sum_segment(
-    x, x_scale, weight, norm, output, tokens, x_stride, begin, end,
-    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
-    PRECISION: tl.constexpr, GROUPED: tl.constexpr, NORM: tl.constexpr, ROUND: tl.constexpr, LARGEST: tl.constexpr,
+    x, x_scale, weight, output, tokens, x_stride, begin, end,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr, PRECISION: tl.constexpr, GROUPED: tl.constexpr,
 ):  # fmt: skip
     """[OUTPUTS, ROWS] sums over inputs [begin, end). The weight is the left operand: its tile is the tall one."""
     token = tl.arange(0, ROWS)
@@ -184,15 +164,33 @@ def _sum_segment(
         else:
             w = tl.load(weight_at + start, mask=output[:, None] < N, other=0.0)
         piece = tl.load(x_at + start, mask=token[:, None] < tokens, other=0.0)
-        piece, by_row = take_in(piece, norm, start + column, NORM, ROUND, LARGEST)
-        if ROUND:
-            eighth = piece.to(weight.dtype.element_ty)
-            product = tl.dot(w, tl.trans(eighth), input_precision=PRECISION)
-            acc += product * by_row[None, :]
-        elif GROUPED:
+        if GROUPED:
             group = x_scale + token * (K // INPUTS) + start // INPUTS
             own = tl.load(group, mask=token < tokens, other=0.0)
             acc += tl.dot(w, tl.trans(piece), input_precision=PRECISION) * own[None, :]
         else:
             acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def finish(
+    out, x_scale, scale, bias, acc, output, tokens,
+    N: tl.constexpr, ROWS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    GROUPED: tl.constexpr = False,
+):  # fmt: skip
+    inside = output < N
+    if HAS_SCALE:
+        acc *= tl.load(scale + output, mask=inside, other=0.0)[:, None]
+        if not GROUPED:
+            row = tl.arange(0, ROWS)
+            acc *= tl.load(x_scale + row, mask=row < tokens, other=0.0)[None, :]
+    if HAS_BIAS:
+        acc += tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)[:, None]
+    token = tl.arange(0, ROWS)[:, None]
+    mask = (token < tokens) & inside[None, :]
+    tl.store(
+        out + token.to(tl.int64) * N + output[None, :],
+        tl.trans(acc).to(out.dtype.element_ty),
+        mask=mask,
+    )

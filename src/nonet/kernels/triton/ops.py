@@ -37,11 +37,9 @@ from nonet.kernels.triton.linear import (
     Float8Blocks,
     Float8Linear,
     Linears,
-    Pending,
     float8_linear,
 )
 from nonet.kernels.triton.linear_coded import CodedLinears
-from nonet.kernels.triton.linear_ends import Normed
 from nonet.kernels.triton.linear_fixed import BLOCK, FixedLinears
 from nonet.kernels.triton.logits import logits, soft_cap
 from nonet.kernels.triton.lora import add_low_rank
@@ -51,8 +49,7 @@ from nonet.kernels.triton.rope_store import rope_store
 from nonet.kernels.triton.rows import take_rows
 from nonet.kernels.triton.sampled_ids import take_sampled
 from nonet.kernels.triton.sampling import TritonSampling
-from nonet.kernels.triton.scaled import Scaled
-from nonet.kernels.triton.scaled import settled as settled_scales
+from nonet.kernels.triton.scaled import Scaled, settled
 
 __all__ = ["TritonLinear", "TritonOps"]
 
@@ -72,8 +69,6 @@ class TritonOps:
 
     name = "triton"
     rounds_groups = True  # where it is faster than a scale for the whole row
-    # Products of few rows run with the norm, the gate or the sum after them. Not measured yet, so it is off.
-    joins_few = False
 
     def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:
         self.dtype = dtype
@@ -130,14 +125,7 @@ class TritonOps:
         moved = weight.to(self.device, torch.float32)
         return float8_linear(moved, None if bias is None else bias.to(self.device, self.dtype))
 
-    def linear(
-        self, x: torch.Tensor | Normed, weight: TritonLinear
-    ) -> torch.Tensor | Scaled | Pending:
-        if self.joins_few and isinstance(weight, DenseLinear | Float8Linear):
-            waiting = Pending(x, weight)
-            if self.linears.can_wait(waiting.numbers.shape[0], weight):
-                return waiting
-        x = self.settled(x)
+    def linear(self, x: torch.Tensor, weight: TritonLinear) -> torch.Tensor | Scaled:
         if isinstance(weight, DenseLinear):
             return self.linears.dense(x, weight)
         if isinstance(weight, CodedLinear):
@@ -145,17 +133,6 @@ class TritonOps:
         if isinstance(weight, Float8Blocks):
             return self.float8_blocks(x, weight)
         return self.linears.float8(self._rounded_for(x, weight), weight, self.dtype)
-
-    def settled(self, x: torch.Tensor | Scaled | Pending | Normed) -> torch.Tensor:
-        if isinstance(x, Pending):
-            return self.linears.run(x)
-        if isinstance(x, Normed):
-            return rms_norm(x.residual, x.weight, x.eps)
-        return settled_scales(x)
-
-    def _ready(self, x: torch.Tensor | Scaled | Pending) -> torch.Tensor | Scaled:
-        """For an operation that multiplies by scales itself."""
-        return self.linears.run(x) if isinstance(x, Pending) else x
 
     def float8_blocks(self, x: torch.Tensor, weight: Float8Blocks) -> torch.Tensor:
         rounded = quantize_blocks(x, BLOCK)
@@ -181,12 +158,12 @@ class TritonOps:
 
     def lora(
         self,
-        out: torch.Tensor | Scaled | Pending,
-        x: torch.Tensor | Normed,
+        out: torch.Tensor | Scaled,
+        x: torch.Tensor,
         factors: LowRankFactors,
         slots: torch.Tensor,
     ) -> torch.Tensor:
-        return add_low_rank(self.settled(out), self.settled(x), factors, slots)
+        return add_low_rank(settled(out), x, factors, slots)
 
     def logits(
         self, x: torch.Tensor, weight: DenseLinear | CodedLinear, softcap: float | None
@@ -205,33 +182,17 @@ class TritonOps:
             return take_coded_rows(table, token_ids, scale, self.dtype)
         return take_rows(table.weight, token_ids, scale)
 
-    def rms_norm(
-        self, x: torch.Tensor | Scaled | Pending, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        x = self._ready(x)
+    def rms_norm(self, x: torch.Tensor | Scaled, weight: torch.Tensor, eps: float) -> torch.Tensor:
         rounded = self._room_for(_numbers(x).shape)
         return self._with(rounded, rms_norm(x, weight, eps, rounded))
 
     def add_rms_norm(
-        self,
-        x: torch.Tensor | Scaled | Pending,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-    ) -> torch.Tensor | Normed:
-        if isinstance(x, Pending):
-            return self.linears.run_added(x, residual, weight, eps)
+        self, x: torch.Tensor | Scaled, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
         rounded = self._room_for(residual.shape)
         return self._with(rounded, add_rms_norm(x, residual, weight, eps, rounded))
 
-    def gated(
-        self, gate_up: torch.Tensor | Scaled | Pending, activation: Activation
-    ) -> torch.Tensor:
-        if isinstance(gate_up, Pending):
-            joined = self.linears.run_gated(gate_up, activation)
-            if joined is not None:
-                return joined
-        gate_up = self._ready(gate_up)
+    def gated(self, gate_up: torch.Tensor | Scaled, activation: Activation) -> torch.Tensor:
         tokens, both = _numbers(gate_up).shape
         rounded = self._room_for_groups(tokens, both // 2)
         if tokens >= MANY_ROWS:
@@ -262,7 +223,7 @@ class TritonOps:
 
     def rope_store(
         self,
-        qkv: torch.Tensor | Scaled | Pending,
+        qkv: torch.Tensor | Scaled,
         layout: QKVLayout,
         cos_sin: torch.Tensor,
         cache: LayerCache,
@@ -271,7 +232,7 @@ class TritonOps:
         k_norm: torch.Tensor | None,
         eps: float,
     ) -> torch.Tensor:
-        return rope_store(self._ready(qkv), layout, cos_sin, cache, inputs, q_norm, k_norm, eps)
+        return rope_store(qkv, layout, cos_sin, cache, inputs, q_norm, k_norm, eps)
 
     def attention(
         self,
@@ -286,8 +247,7 @@ class TritonOps:
     ) -> torch.Tensor:
         tokens = q.shape[0]
         rounded = None
-        is_read_rounded = not self.joins_few and layout.head_dim == GROUP
-        if is_read_rounded and tokens == len(inputs.kv_len):
+        if layout.head_dim == GROUP and tokens == len(inputs.kv_len):
             rounded = self._room_for_groups(tokens, layout.num_heads * GROUP)
         out = self.paged_attention(
             q, layout, cache, inputs, scale=scale, window=window, softcap=softcap, rounded=rounded
