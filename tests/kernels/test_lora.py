@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -124,6 +124,40 @@ def test_the_comparison_sees_mutants() -> None:
         assert not close(
             ops.lora(made.out.clone(), made.x, mutant, made.slots), wanted, torch.float32
         )
+
+
+# Terms of each slot's parts: all, some, none; more than a tile of terms, and rows that share a slot.
+@pytest.mark.parametrize(
+    ("case", "ranks"),
+    [
+        (CASES[3], ((4, 0, 1), (0, 0, 0), (3, 4, 2))),
+        (CASES[5], ((16, 5), (0, 16), (16, 16))),
+        (CASES[6], ((19,), (7,), (0,))),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filler_is_not_read(
+    implementation: str, case: Case, ranks: tuple[tuple[int, ...], ...], dtype: torch.dtype
+) -> None:
+    """Where ranks say that rows of the factors are filler: the native kernel does not notice what lies there."""
+    made, rank = given(case, dtype), case.rank
+    first, second = made.factors.first.clone(), made.factors.second.clone()
+    junk = torch.nan if implementation == "native" else 0.0
+    read = [first.clone(), second.clone()]
+    for slot, of_parts in enumerate(ranks):
+        start = 0
+        for part, (used, end) in enumerate(zip(of_parts, made.factors.ends, strict=True)):
+            for (a, b), value in (((first, second), 0.0), (read, junk)):
+                a[slot, part * rank + used : (part + 1) * rank] = value
+                b[slot, used:, start:end] = value
+            start = end
+    wanted = merged(replace(made, factors=LowRankFactors(first, second, made.factors.ends)))
+    factors = LowRankFactors(*read, made.factors.ends, torch.tensor(ranks, dtype=torch.int32))
+    kept = dtype if implementation == "reference" else torch.float32
+    found = ops_of(implementation, dtype).lora(
+        made.out.to(kept, copy=True), made.x.to(kept), factors, made.slots
+    )
+    assert close(found, wanted, dtype)
 
 
 @pytest.mark.skipif(not native_available()[0], reason=native_available()[1])

@@ -178,12 +178,28 @@ def keys_and_values_swapped(patch: pytest.MonkeyPatch) -> None:
 
 
 def leftovers_of_the_last_one_in_the_slot(patch: pytest.MonkeyPatch) -> None:
+    """Where kernels read all that a slot holds, as they may."""
     right = AdapterLayers.store
 
     def store(self: AdapterLayers, adapter: Adapter, slot: int) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(torch.Tensor, "zero_", lambda tensor: tensor)
             right(self, adapter, slot)
+        for factors in self._factors:
+            assert factors.ranks is not None
+            factors.ranks[slot - 1] = factors.rank
+
+    patch.setattr(AdapterLayers, "store", store)
+
+
+def last_term_left_out(patch: pytest.MonkeyPatch) -> None:
+    right = AdapterLayers.store
+
+    def store(self: AdapterLayers, adapter: Adapter, slot: int) -> None:
+        right(self, adapter, slot)
+        for factors in self._factors:
+            assert factors.ranks is not None
+            factors.ranks[slot - 1] = (factors.ranks[slot - 1] - 1).clamp(min=0)
 
     patch.setattr(AdapterLayers, "store", store)
 
@@ -196,6 +212,7 @@ MUTANTS: dict[str, Patch] = {
         first_factor_of_another_slot,
         keys_and_values_swapped,
         leftovers_of_the_last_one_in_the_slot,
+        last_term_left_out,
     )
 }
 

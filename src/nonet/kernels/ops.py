@@ -100,12 +100,14 @@ class LowRankFactors:
 
     The layer may be several matrices on top of each other: P parts, whose outputs end at `ends`. first [S, P * R, K]: R
     rows for each part. second [S, R, N]: its columns from one end to the next belong to that part and its rows of
-    `first`. Both have the weights' dtype; a factor of lower rank is filled up with zeros.
+    `first`. Both have the weights' dtype; a factor of lower rank is filled up with zeros. ranks [S, P], int32, says how
+    many of a part's R rows are not such filler, which need not be read.
     """
 
     first: torch.Tensor
     second: torch.Tensor
     ends: tuple[int, ...]
+    ranks: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:

@@ -25,10 +25,14 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class HostFactors:
-    """What an adapter adds to one layer: first [P, r, K], second [r, N], scale included; r is the largest rank."""
+    """What an adapter adds to one layer: first [P, r, K], second [r, N], scale included; r is the largest rank.
+
+    `ranks` are those of the matrices, 0 for one that stays as it is; the rest of their rows are zeros.
+    """
 
     first: torch.Tensor
     second: torch.Tensor
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def _host_factors(
             first[part, :rank] = a.to(dtype)
             second[:rank, start:end] = (b.float().T * settings.scale_of(module)).to(dtype)
         start = end
-    return HostFactors(first, second)
+    return HostFactors(first, second, tuple(ranks))
 
 
 def _finite(path: Path, name: str) -> torch.Tensor:

@@ -132,6 +132,9 @@ class AdapterLayers:
             by_part = first.view(parts, rank, -1)
             by_part[:, used:].zero_()
             second[used:].zero_()
+            assert factors.ranks is not None
+            ranks = (0,) * parts if host is None else host.ranks
+            factors.ranks[slot - 1] = torch.tensor(ranks, dtype=torch.int32)
             if host is not None:
                 by_part[:, :used].copy_(host.first)
                 second[:used].copy_(host.second)
@@ -144,4 +147,7 @@ class AdapterLayers:
         second = torch.zeros(
             self._num_slots, self._max_rank, columns, dtype=self._ops.dtype, device=self._ops.device
         )
-        return LowRankFactors(first, second, layer.ends)
+        ranks = torch.zeros(
+            self._num_slots, len(layer.names), dtype=torch.int32, device=self._ops.device
+        )
+        return LowRankFactors(first, second, layer.ends, ranks)

@@ -89,6 +89,7 @@ class LoraArgs(ctypes.Structure):
         ("first", _pointer),
         ("second", _pointer),
         ("slots", _pointer),
+        ("ranks", _pointer),
         ("rows", Rows),
         ("depth", _int32),
         ("columns", _int32),

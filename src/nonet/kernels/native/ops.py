@@ -133,6 +133,7 @@ class NativeOps:
             first=factors.first.data_ptr(),
             second=factors.second.data_ptr(),
             slots=_indices(slots),
+            ranks=None if factors.ranks is None else _indices(factors.ranks),
             rows=self._rows(x),
             depth=x.shape[1],
             columns=columns,

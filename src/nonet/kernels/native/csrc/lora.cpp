@@ -2,9 +2,11 @@
 //
 // Rows that follow each other and share a slot (the tokens of one sequence) share each load of a factor, up to kRows of
 // them. An output element is one accumulator whatever rows stand beside it, so a row's bits do not depend on the step.
+// With a slot of its own for each row nothing is shared, and reading the factors is all that takes time.
 #include "lora.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace nonet {
 
@@ -16,6 +18,9 @@ constexpr int kPanels = 4;       // vectors of columns in a register tile
 constexpr int kItemRows = 8;     // rows of an item
 constexpr int kItemTerms = 16;   // rows of the first factor in an item of stage 0
 constexpr int kItemColumns = 512;
+
+template <Element E>
+using Stored = std::conditional_t<E == Element::kFloat32, float, uint16_t>;
 
 // Sixteen numbers of a factor as float32, from element `at` on; the lanes past `count` are zero.
 template <Element E>
@@ -62,7 +67,13 @@ void expand_tile(const float* inner, int64_t inner_stride, const void* second, i
   NONET_UNROLL for (int r = 0; r < R; ++r) {
     NONET_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = load_partial(out + r * columns + p * kLanes, width(p));
   }
+  // The next tile's part of a term's row: too short a piece for the processor to see a stream in.
+  const char* ahead = static_cast<const char*>(second) + (at + P * kLanes) * sizeof(Stored<E>);
   for (int term = 0; term < rank; ++term) {
+    if constexpr (P > 1) {
+      for (size_t byte = 0; byte < P * kLanes * sizeof(Stored<E>); byte += 64)
+        __builtin_prefetch(ahead + term * columns * sizeof(Stored<E>) + byte);
+    }
     NONET_UNROLL for (int p = 0; p < P; ++p) {
       const f32x16 right = load_wide<E>(second, at + term * columns + p * kLanes, width(p));
       NONET_UNROLL for (int r = 0; r < R; ++r) acc[r][p] += right * inner[r * inner_stride + term];
@@ -83,11 +94,14 @@ class Lora {
     const int64_t depth = args_.depth, base = slot(row) * width_ * depth;
     const float* x = args_.x + row * depth;
     float* h = inner + (int64_t)row * width_;
-    for (int t = from; t < to;) {
-      const int terms = t + kTerms <= to ? kTerms : 1;
-      const auto tile = shrink_of(count, terms);
-      tile(x, args_.first, base + t * depth, depth, h + t, width_);
-      t += terms;
+    for (int part = from / args_.rank; part * args_.rank < to; ++part) {
+      const int start = part * args_.rank, last = std::min(to, start + used(row, part));
+      for (int t = std::max(from, start); t < last;) {
+        const int terms = t + kTerms <= last ? kTerms : 1;
+        const auto tile = shrink_of(count, terms);
+        tile(x, args_.first, base + t * depth, depth, h + t, width_);
+        t += terms;
+      }
     }
   }
 
@@ -97,11 +111,12 @@ class Lora {
     int start = 0;
     for (int part = 0; part < args_.parts; start = args_.ends[part++]) {
       const float* h = inner + (int64_t)row * width_ + part * args_.rank;
-      const int last = std::min(to, args_.ends[part]);
+      const int last = std::min(to, args_.ends[part]), terms = used(row, part);
+      if (terms == 0) continue;
       for (int c = std::max(from, start); c < last;) {
         const bool is_wide = c + kPanels * kLanes <= last;
         const int lanes = is_wide ? kLanes : std::min(kLanes, last - c);
-        expand_of(count, is_wide)(h, width_, args_.second, base + c, columns, args_.rank, lanes,
+        expand_of(count, is_wide)(h, width_, args_.second, base + c, columns, terms, lanes,
                                   args_.out + row * columns + c);
         c += is_wide ? kPanels * kLanes : lanes;
       }
@@ -113,6 +128,9 @@ class Lora {
   using Expand = void (*)(const float*, int64_t, const void*, int64_t, int64_t, int, int, float*);
 
   int64_t slot(int row) const { return args_.slots[row] - 1; }
+  int used(int row, int part) const {
+    return args_.ranks == nullptr ? args_.rank : args_.ranks[slot(row) * args_.parts + part];
+  }
 
   static Shrink shrink_of(int rows, int terms) {
     static constexpr Shrink kTiles[kRows][2] = {

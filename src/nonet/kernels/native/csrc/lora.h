@@ -14,6 +14,7 @@ struct LoraArgs {
   const void* first;     // [slots][parts * rank][depth]
   const void* second;    // [slots][rank][columns]
   const int32_t* slots;  // [rows]: index + 1, 0 for rows that stay as they are
+  const int32_t* ranks;  // [slots][parts]: terms that are not filler; null where all may count
   Rows rows;
   int32_t depth;
   int32_t columns;
