@@ -388,8 +388,7 @@ def _floats(tensor: torch.Tensor) -> int:
 
 
 def _indices(tensor: torch.Tensor) -> int:
-    assert tensor.dtype == torch.int32, tensor.dtype
-    assert tensor.is_contiguous(), tensor.stride()
+    assert (tensor.dtype, tensor.is_contiguous()) == (torch.int32, True), tensor.stride()
     return tensor.data_ptr()
 
 
