@@ -56,6 +56,7 @@ class Bookkeeper:
 
     async def close(self) -> None:
         """The database writes what is queued when it is closed."""
+        self._ledger.close()
 
     async def handle(self, ask: Ask, next: Next) -> Reply:
         began_s = self._site.clock.now()
@@ -66,6 +67,10 @@ class Bookkeeper:
         if outcome.total is not None:
             bill = self._bill(ask, outcome, outcome.total)
             outcome.cost = bill.cost
+            if ask.held is not None and ask.held is outcome.entry:
+                # The answer is at hand, nothing is left to come.
+                await self._book(ask, outcome, outcome.total, str(outcome.finish), began_s, bill)
+                return reply
         reply.pieces = self._booked(ask, reply, reply.pieces, began_s, bill)
         return reply
 
@@ -100,8 +105,14 @@ class Bookkeeper:
                 self._post(ask, self._row(ask, reply.outcome, usage, finish, began_s, owed))
         usage = reply.outcome.total or reply.usage
         bill = bill or self._bill(ask, reply.outcome, usage)
-        reply.outcome.cost, reply.outcome.cost_picos = bill.cost, bill.cost_picos
-        row = self._row(ask, reply.outcome, usage, finish, began_s, bill)
+        await self._book(ask, reply.outcome, usage, finish, began_s, bill)
+
+    async def _book(
+        self, ask: Ask, outcome: Outcome, usage: Usage, finish: str, began_s: float, bill: _Bill
+    ) -> None:
+        """Returns once an answer that came to its end is in the books."""
+        outcome.cost, outcome.cost_picos = bill.cost, bill.cost_picos
+        row = self._row(ask, outcome, usage, finish, began_s, bill)
         if ask.caller.book is not None:
             ask.caller.book(row)
         else:

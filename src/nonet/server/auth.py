@@ -91,19 +91,21 @@ class HostList:
 
     def __init__(self, config: ServerConfig) -> None:
         self._any = "*" in config.allowed_hosts
+        self._last = ""  # that was answered: mostly the next is the same
         self._names = LOCAL_NAMES | {
             _host_of(name) for name in (config.host, *config.allowed_hosts)
         }
 
     def check(self, host_header: str | None) -> None:
         """Raise InvalidRequestError for a name that is not ours; a missing header comes from no browser."""
-        if self._any or host_header is None:
+        if self._any or host_header is None or host_header == self._last:
             return
         host = _host_of(host_header)
         if host not in self._names and not _is_address(host):
             raise InvalidRequestError(
                 f"the Host {host_header[:100]!r} is not served here; add it to server.allowed_hosts"
             )
+        self._last = host_header
 
 
 def refuse_open_bind(config: ServerConfig, *, has_keys: bool) -> None:

@@ -22,7 +22,7 @@ from nonet.server.dialect import Dialect, dialect_of
 from nonet.server.errors import answer_of
 from nonet.server.keys import NOBODY
 from nonet.server.limits import maximum
-from nonet.server.protocol import ABORT_EXTENSION, BODY_EXTENSION
+from nonet.server.protocol import ABORT_EXTENSION, BODY_EXTENSION, WHOLE_EXTENSION
 from nonet.server.sse import EventStream
 from nonet.server.state import ServedModel, ServerState
 from nonet.server.wishes import cache_wishes
@@ -128,18 +128,19 @@ class Call:
         content_type: bytes = b"application/json",
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [
-                    (b"content-type", content_type),
-                    (b"content-length", str(len(body)).encode()),
-                    *self._id_headers(),
-                    *headers,
-                ],
-            }
-        )
+        head = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            *self._id_headers(),
+            *headers,
+        ]
+        whole = self.scope.get("extensions", {}).get(WHOLE_EXTENSION)
+        if whole is not None and self._sent is None:
+            told = head if self.reply is None else head + self.reply.outcome.all_headers()
+            if whole["answer"](self.scope, status, told, body):
+                self.began(status)
+                return
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def respond_chunks(

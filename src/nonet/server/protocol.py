@@ -1,18 +1,28 @@
-"""uvicorn's HTTP protocol with what it lacks: bounds on headers, and a way to drop a connection at once."""
+"""uvicorn's HTTP protocol with what it lacks: bounds on headers, a way to drop a connection at once, and one to send a
+whole answer at once."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
 from itertools import chain
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nonet.server.limits import maximum
 
-__all__ = ["ABORT_EXTENSION", "BODY_EXTENSION", "BoundedProtocol"]
+__all__ = ["ABORT_EXTENSION", "BODY_EXTENSION", "WHOLE_EXTENSION", "BoundedProtocol"]
 
 ABORT_EXTENSION = "nonet.abort"
 BODY_EXTENSION = "nonet.body"  # there once the whole body is: reading it waits for nothing
+WHOLE_EXTENSION = "nonet.whole"  # `answer` is BoundedProtocol.answer
+STATUS_LINES = {
+    int(status): f"HTTP/1.1 {status:d} {status.phrase}".encode() for status in HTTPStatus
+}
+NOT_IN_A_HEADER = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 MAX_HEADER_BYTES = maximum("header_bytes")
 MAX_HEADER_S = maximum("header_s")
 
@@ -49,7 +59,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: {"transport": self.transport}}
+        self.scope["extensions"] = {
+            ABORT_EXTENSION: {"transport": self.transport},
+            WHOLE_EXTENSION: {"answer": self.answer},
+        }
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -70,6 +83,35 @@ class BoundedProtocol(HttpToolsProtocol):
         self.scope["extensions"][BODY_EXTENSION] = {}
         self._in_head = True
         self._head_bytes = 0
+
+    def answer(
+        self, scope: Scope, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> bool:
+        """Send an answer, head and body in one write; False where that must go message by message.
+
+        `headers` are in lower case, and the length of the body is among them.
+        """
+        cycle = self.cycle
+        if (
+            cycle.scope is not scope  # another request came behind this one on the same connection
+            or cycle.response_started
+            or cycle.disconnected
+            or not cycle.keep_alive
+            or self.flow.write_paused
+            or scope["method"] == "HEAD"
+            or status not in STATUS_LINES
+        ):
+            return False
+        lines = [name + b": " + value for name, value in headers]
+        if NOT_IN_A_HEADER.search(b"\t".join(lines)):
+            raise RuntimeError("a header holds a control character")
+        dated = [name + b": " + value for name, value in self.server_state.default_headers]
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self.transport.write(b"\r\n".join([STATUS_LINES[status], *dated, *lines, b"", body]))
+        cycle.message_event.set()
+        self.on_response_complete()
+        return True
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

@@ -2,7 +2,8 @@
 
 All writes run in one thread. It takes everything that has queued up meanwhile, runs it in one transaction, and tells
 the event loop once. So a write is durable when it is acknowledged, an acknowledgement waits for at most the commit
-before its own, and the cost of a commit is shared by all who waited for it. A failing job is undone alone.
+before its own, and the cost of a commit is shared by all who waited for it. What nobody waits for goes with the next
+job that somebody does, so it delays no acknowledgement. A failing job is undone alone.
 
 A lock file held by the process keeps a second server away from the same file, and is gone when the process is.
 """
@@ -32,6 +33,7 @@ Done = Callable[[Any, BaseException | None], None]
 
 MAX_GROUP = 512  # jobs in one transaction
 BUSY_S = 5.0
+POSTPONED_S = 0.05  # how long a job that nobody waits for may wait for company
 
 logger = logging.getLogger("nonet.store")
 
@@ -40,7 +42,7 @@ logger = logging.getLogger("nonet.store")
 class _Entry:
     job: Job[Any]
     done: Done | None
-    loop: asyncio.AbstractEventLoop | None
+    loop: asyncio.AbstractEventLoop
 
 
 class Database:
@@ -59,7 +61,8 @@ class Database:
         """Without `full_sync` a commit survives the end of the process, but not that of the machine."""
         self._path = path
         self._full_sync = full_sync
-        self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[_Entry] | None] = SimpleQueue()
+        self._postponed: list[_Entry] = []
         self._thread: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="store-read")
         self._reading: sqlite3.Connection | None = None
@@ -97,9 +100,16 @@ class Database:
         return await future
 
     def submit(self, job: Job[Any], done: Done | None = None) -> None:
-        """Queue `job`; `done(result, error)` is called on this event loop after the commit."""
-        loop = asyncio.get_running_loop() if done is not None else None
-        self._queue.put(_Entry(job, done, loop))
+        """Queue `job`; `done(result, error)` is called on this event loop after the commit.
+
+        Jobs run in the order in which they were queued. One without `done` may wait a moment for company.
+        """
+        loop = asyncio.get_running_loop()
+        self._postponed.append(_Entry(job, done, loop))
+        if done is not None:
+            self._hurry()
+        elif len(self._postponed) == 1:
+            loop.call_later(POSTPONED_S, self._hurry)
 
     async def read(self, job: Job[T]) -> T:
         """Run `job` on a snapshot, beside the writer."""
@@ -117,6 +127,7 @@ class Database:
         """Write what is queued, then end."""
         if self._thread is None:
             return
+        self._hurry()
         self._queue.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
         self._thread = None
@@ -124,6 +135,12 @@ class Database:
         assert self._reading is not None
         self._reading.close()
         self._drop_lock()
+
+    def _hurry(self) -> None:
+        """To the writer with all that was postponed."""
+        if self._postponed:
+            self._queue.put(self._postponed)
+            self._postponed = []
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -159,17 +176,24 @@ class Database:
     def _write_all(self, connection: sqlite3.Connection) -> None:
         is_open = True
         while is_open:
-            entries = [self._queue.get()]
-            while len(entries) < MAX_GROUP:
-                try:
-                    entries.append(self._queue.get_nowait())
-                except Empty:
-                    break
-            is_open = None not in entries
-            group = [entry for entry in entries if entry is not None]
+            group, is_open = self._next_group()
             if group:
                 _acknowledge(group, _commit(connection, group))
         connection.close()
+
+    def _next_group(self) -> tuple[list[_Entry], bool]:
+        """What waits now, at least one job; and whether there is more to come."""
+        group: list[_Entry] = []
+        some = self._queue.get()
+        while some is not None:
+            group += some
+            if len(group) >= MAX_GROUP:
+                break
+            try:
+                some = self._queue.get_nowait()
+            except Empty:
+                break
+        return group, some is not None
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
@@ -235,7 +259,7 @@ def _acknowledge(group: list[_Entry], outcomes: list[Outcome]) -> None:
     """One call into each event loop for the whole group."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Done, Outcome]]] = {}
     for entry, outcome in zip(group, outcomes, strict=True):
-        if entry.done is not None and entry.loop is not None:
+        if entry.done is not None:
             by_loop.setdefault(entry.loop, []).append((entry.done, outcome))
         elif outcome[1] is not None:
             logger.error("event=store_post_failed error=%r", str(outcome[1]))

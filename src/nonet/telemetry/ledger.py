@@ -99,6 +99,12 @@ class Ledger:
         """As `record`, without waiting: for a caller who has left."""
         self._put(row, None)
 
+    def close(self) -> None:
+        """What was recorded until now is the database's, which writes it before it closes."""
+        group = self._open
+        if group is not None:
+            self._hand_over(group)
+
     def _put(self, row: LedgerRow, future: asyncio.Future[None] | None) -> None:
         with self._lock:
             group = self._open
@@ -109,6 +115,12 @@ class Ledger:
             if future is not None:
                 group.waiters.append(future)
         if is_new:
+            # After all that is ready now: whoever ends in this turn of the event loop shares one commit.
+            asyncio.get_running_loop().call_soon(self._hand_over, group)
+
+    def _hand_over(self, group: _Group) -> None:
+        if not group.is_handed_over:
+            group.is_handed_over = True
             self._database.submit(partial(self._flush, group), group.tell)
 
     def _flush(self, group: _Group, connection: sqlite3.Connection) -> None:
@@ -124,6 +136,7 @@ class _Group:
 
     rows: list[LedgerRow] = field(default_factory=list)
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    is_handed_over: bool = False  # to the database
 
     def tell(self, _: None, error: BaseException | None) -> None:
         for waiter in self.waiters:

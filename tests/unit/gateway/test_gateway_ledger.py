@@ -21,7 +21,7 @@ from nonet.gateway.answer import Ask, Caller, ChoiceText, Outcome, Reply, Usage
 from nonet.gateway.bookkeeper import Bookkeeper
 from nonet.gateway.cache.exact import ExactCache
 from nonet.gateway.pipeline import Pipeline
-from nonet.store.database import Database
+from nonet.store.database import Database, open_for_reading
 from nonet.telemetry.events import Saving
 from nonet.telemetry.ledger import Ledger, LedgerRow, insert_rows
 from nonet.telemetry.prices import read_rates
@@ -256,6 +256,32 @@ async def test_a_ledger_that_cannot_be_written_fails_the_answer(database: Databa
     reply = await plan
     with pytest.raises(StoreError):
         await read(reply)
+
+
+async def test_what_is_posted_last_is_written_and_one_turn_is_one_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of one turn of the event loop go to the database together, at the latest when the ledger closes."""
+    database = Database(tmp_path / "last.db")
+    database.open()
+    ledger = Ledger(database)
+    await ledger.start()
+    submitted: list[object] = []
+    submit = database.submit
+    monkeypatch.setattr(
+        database, "submit", lambda job, done: (submitted.append(job), submit(job, done))
+    )
+    row = LedgerRow(
+        1.0, "r", None, "t", "k", "m", "/v1", "batch", "", "stop", 1, 0, 0, 0, 1, 0.1, 5, "",
+    )  # fmt: skip
+    await asyncio.gather(*[ledger.record(row) for _ in range(30)])
+    assert len(submitted) == 1
+    ledger.post(row)
+    ledger.close()
+    await database.close()
+    with contextlib.closing(open_for_reading(tmp_path / "last.db")) as reading:
+        (total,) = usage_report(reading, Span())
+    assert total["requests"] == 31
 
 
 async def test_a_line_of_a_batch_is_booked_once(database: Database) -> None:

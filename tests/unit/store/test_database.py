@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nonet.core.errors import ConfigError, InvalidRequestError, StoreError
+from nonet.store import database as store
 from nonet.store.database import Database, open_for_reading
 
 
@@ -77,6 +79,34 @@ async def test_waiting_writes_share_a_commit(database: Database) -> None:
     await asyncio.gather(*[one(value) for value in range(50)])
     assert len(await values(database)) == 50
     assert len(versions) <= 3
+
+
+async def test_what_nobody_waits_for_goes_with_the_next_in_order(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+    commit = store._commit
+    monkeypatch.setattr(
+        store, "_commit", lambda c, group: (groups.append(len(group)), commit(c, group))[1]
+    )
+    database.submit(insert(1))
+    database.submit(lambda c: c.execute("UPDATE t SET x = 10 * x").close())
+    await database.write(insert(2))
+    assert groups == [3]
+    assert await values(database) == [2, 10]
+
+
+async def test_what_nobody_waits_for_is_written_soon_and_before_the_end(tmp_path: Path) -> None:
+    database = Database(tmp_path / "nonet.db")
+    database.open()
+    await database.write(lambda c: c.execute("CREATE TABLE t (x INTEGER UNIQUE)").close())
+    database.submit(insert(1))
+    while not await values(database):
+        await asyncio.sleep(0.01)
+    database.submit(insert(2))
+    await database.close()
+    with contextlib.closing(open_for_reading(tmp_path / "nonet.db")) as reading:
+        assert reading.execute("SELECT count(*) FROM t").fetchone() == (2,)
 
 
 async def test_a_full_disk_fails_everybody_and_heals(database: Database) -> None:

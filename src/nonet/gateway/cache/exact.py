@@ -119,7 +119,7 @@ class ExactCache:
             finish=entry.finish,
         )
         usage = Usage(prompt_tokens=entry.usage.prompt_tokens)
-        pieces = _nothing() if ask.held is entry else replayed(entry, usage, entry.usage)
+        pieces = NOTHING if ask.held is entry else replayed(entry, usage, entry.usage)
         return Reply(pieces, usage, outcome, pending_bytes=lambda: 0)
 
     async def _lead(self, key: bytes, ask: Ask, next: Next) -> Reply:
@@ -162,6 +162,17 @@ class ExactCache:
             del self._flights[key]
 
 
-async def _nothing() -> AsyncGenerator[list[ChoiceText], None]:
-    for _ in ():
-        yield []
+class _Nothing(AsyncGenerator[list[ChoiceText], None]):
+    """No pieces. One serves all: a generator costs the event loop more than all else of a hit."""
+
+    async def asend(self, value: None) -> list[ChoiceText]:
+        raise StopAsyncIteration
+
+    async def athrow(self, *_: Any) -> list[ChoiceText]:
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        return None
+
+
+NOTHING = _Nothing()
