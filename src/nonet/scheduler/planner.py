@@ -31,6 +31,8 @@ class PlannedStep:
     sequences: list[Sequence] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
     compactions: list[Compaction] = field(default_factory=list)
+    num_tokens: int = 0
+    background_limit: int = 0  # of num_tokens, for background sequences
     num_preempted: int = 0  # for want of blocks
     num_displaced: int = 0  # for a newcomer
     num_late: int = 0  # newcomers that join others under way
@@ -69,6 +71,7 @@ class Planner:
                 decodes.append(seq)
             elif remaining:
                 prefills.append(seq)
+        step.background_limit = self._policy.background_limit(decodes, step.budget.left, now)
         self._continue_decodes(step, decodes)
         if self._limits.chunked_prefill:
             left, rule = step.budget.left, self._kv.compaction
@@ -120,6 +123,8 @@ class Planner:
         for seq in decodes:
             if seq.status is not Status.RUNNING:  # preempted for one before it
                 continue
+            if not self._share(step, seq, 1):
+                continue
             if seq.drafts:
                 drafts = self._usable_drafts(seq, spare)
                 if drafts and kv.reserve(seq, 1 + len(drafts)):
@@ -132,7 +137,8 @@ class Planner:
                 self._add_row(step, seq, 1)
 
     def _continue_prefill(self, step: PlannedStep, seq: Sequence) -> None:
-        wanted = self._chunk(seq, seq.num_planned, min(seq.num_remaining, step.budget.left))
+        share = self._share(step, seq, step.budget.left)
+        wanted = self._chunk(seq, seq.num_planned, min(seq.num_remaining, share))
         if not wanted:
             return
         granted = self._chunk(seq, seq.num_planned, self._kv.fit(seq, wanted))
@@ -183,7 +189,11 @@ class Planner:
                 return
             hit = kv.match(seq)
             goal = len(seq.token_ids) if seq.compact_at is None else seq.compact_at
-            wanted = self._chunk(seq, hit.num_tokens, step.budget.share(goal - hit.num_tokens))
+            share = step.budget.share(goal - hit.num_tokens)
+            most = self._share(step, seq, share)
+            if most < share and not limits.chunked_prefill:
+                return
+            wanted = self._chunk(seq, hit.num_tokens, most)
             if not wanted or (roster.running and not self._fits(seq, hit, promised)):
                 return
             # Alone it may be short of blocks for all it knows; it then begins with what there is.
@@ -224,6 +234,12 @@ class Planner:
         )
         self._add_row(step, seq, granted)
         return True
+
+    def _share(self, step: PlannedStep, seq: Sequence, num_tokens: int) -> int:
+        """How many of `num_tokens` the policy leaves a sequence: those of the background stay below its limit."""
+        if not self._policy.is_background(seq, step.now):
+            return num_tokens
+        return max(0, min(num_tokens, step.background_limit - step.num_tokens))
 
     def _first_chunk(self, seq: Sequence, hit: PrefixHit, wanted: int) -> int:
         """How many of the `wanted` tokens the free blocks allow.
@@ -294,6 +310,7 @@ class Planner:
         )
         step.sequences.append(seq)
         step.budget.left -= num_tokens + len(drafts)
+        step.num_tokens += num_tokens + len(drafts)
         seq.num_planned = start + num_tokens + len(drafts)
         seq.num_unread += num_samples
         seq.num_in_flight += 1

@@ -139,6 +139,63 @@ def test_a_prompt_leaves_running_streams_their_gap() -> None:
     assert policy_with(cost_s=1.0).prompt_budget([stream], 500, now=2.0) == 16
 
 
+def test_batch_stretches_a_step_of_others_no_further() -> None:
+    stream, behind = sequence(0, "standard", 0.0, num_output=20), sequence(1, "batch", 0.0)
+    policy = policy_with(cost_s=0.001)
+    assert policy.background_limit([stream] * 40 + [behind] * 9, 500, now=2.0) == 42
+    assert policy.background_limit([stream] * 97, 500, now=2.0) in (99, 100)  # a tpot of 0.1 s
+    assert policy.background_limit([behind] * 9, 500, now=2.0) == 500  # nobody to disturb
+    assert SloPolicy(TARGETS).background_limit([stream], 500, now=2.0) == 500  # nothing learnt yet
+    assert policy.is_background(behind, 99.0)
+    assert not policy.is_background(behind, 101.0)  # has waited too long
+    assert not policy.is_background(stream, 2.0)
+
+
+def test_a_step_that_costs_the_same_whatever_its_size_has_room_for_batch() -> None:
+    policy = SloPolicy(TARGETS)
+    cost = StepCost(max_tokens_per_step=100)
+    for tokens in (1, 10, 50, 100) * 3:
+        cost.observe(tokens, 0.01)
+    policy.watch(Load({}, {}, cost))
+    stream = sequence(0, "standard", 0.0, num_output=20)
+    assert policy.background_limit([stream], 500, now=2.0) == 500
+
+
+def online_tpots(config: SloPolicy.Config, num_behind: int, seed: int) -> list[float]:
+    """Seconds per output token of standard requests beside long prompts of batch, ascending."""
+    random = Random(seed)
+    arrivals = [
+        Arrival(0.5 + 0.6 * number, request(f"online-{number}", "standard", 64, 40))
+        for number in range(20)
+    ]
+    arrivals += [
+        Arrival(0.0, request(f"behind-{number}", "batch", random.randrange(200, 900), 8))
+        for number in range(num_behind)
+    ]
+    kv = KVCache((CacheGroup((0,), None),), 4096, 16, prefix_cache=False)
+    machine = MachineModel(step_s=0.004, token_s=0.0002)
+    journeys = simulate(arrivals, limits=LIMITS, kv=kv, policy=SloPolicy(config), machine=machine)
+    assert all(one.finished for one in journeys)
+    return sorted(one.tpot_s for one in journeys[:20] if one.tpot_s is not None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_online_streams_do_not_feel_a_backlog_of_batch(seed: int) -> None:
+    """The mutant leaves batch all that the class has promised to wait."""
+    alone = online_tpots(SloPolicy.Config(), 0, seed)
+    beside = online_tpots(SloPolicy.Config(), 200, seed)
+    mutant = online_tpots(SloPolicy.Config(batch_stretch=1e9), 200, seed)
+    assert beside[10] <= 1.06 * alone[10]
+    assert beside[-1] <= 1.06 * alone[-1]
+    assert mutant[10] > 2 * alone[10]
+
+
+@pytest.mark.parametrize("spec", ["slo:batch_stretch=0.5", "slo:batch_stretch=nan"])
+def test_batch_cannot_make_a_step_shorter(spec: str) -> None:
+    with pytest.raises(ConfigError, match="give at least 1"):
+        POLICIES.build(spec)
+
+
 @pytest.mark.parametrize(
     "spec", ["slo:interactive_ttft=0", "slo:max_wait=-1", "slo:standard_tpot=nan"]
 )

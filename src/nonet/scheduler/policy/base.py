@@ -40,6 +40,14 @@ class Policy(Protocol):
         """Seconds after which a request that should not enter now may try again; None: it may enter."""
         return None
 
+    def is_background(self, seq: Sequence, now: float) -> bool:
+        """Whether `seq` only takes what `background_limit` leaves it."""
+        return False
+
+    def background_limit(self, decoding: list[Sequence], limit: int, now: float) -> int:
+        """Tokens, at most `limit`, of a step with background sequences in it, beside `decoding` with a token each."""
+        return limit
+
     def prompt_budget(self, decoding: list[Sequence], limit: int, now: float) -> int:
         """Prompt tokens, at most `limit`, that may join a step in which `decoding` get a token each."""
         return limit

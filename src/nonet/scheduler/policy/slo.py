@@ -4,7 +4,9 @@ Idea: every token has a deadline: arrival + ttft for the first, one tpot more fo
 standard requests go in order of deadline as long as they can still meet it; those that cannot come after (so that one
 late request does not make the next ones late), then batch, which has no deadline. A newcomer with a deadline takes the
 place of a running batch sequence when there is no other. Prompts are computed in pieces that leave running streams
-their tpot. A request whose first token is predicted later than its ttft is refused at once, with the time to wait.
+their tpot. Beside streams of others batch takes what makes a step at most `batch_stretch` times as long as theirs
+alone, and no longer than their tpot; the rest of it, decoding too, waits for idle capacity. A request whose first token
+is predicted later than its ttft is refused at once, with the time to wait.
 Whoever has waited `max_wait` goes first, one at a time, so nothing waits for ever.
 Reference: earliest deadline first (Liu and Layland, 1973); early rejection and chunked budgets as in SLOs-Serve
 (arXiv 2504.08784).
@@ -45,11 +47,14 @@ class SloPolicy(Policy):
         standard_ttft: float = 10.0
         standard_tpot: float = 0.5
         max_wait: float = 600.0  # after which a request goes first, whatever its class
+        batch_stretch: float = 1.05  # how many times longer batch may make a step of other streams
         reject: bool = True  # refuse what is predicted to miss its ttft
 
         def __post_init__(self) -> None:
             for field in fields(self):
                 value = getattr(self, field.name)
+                if field.name == "batch_stretch" and not value >= 1:
+                    raise ConfigError(f"slo: batch_stretch is {value:g}; give at least 1")
                 if not isinstance(value, bool) and not value > 0:
                     raise ConfigError(
                         f"slo: {field.name} is {value:g}; give seconds above 0, such as 1"
@@ -93,6 +98,20 @@ class SloPolicy(Policy):
         tokens = len(request.prompt_ids) + sum(seq.num_remaining for seq in ahead)
         predicted = load.cost.seconds(tokens, beside=len(load.running))
         return predicted - ttft if predicted > ttft else None
+
+    def is_background(self, seq: Sequence, now: float) -> bool:
+        return self._is_batch(seq.request) and now - seq.arrival_s < self._config.max_wait
+
+    def background_limit(self, decoding: list[Sequence], limit: int, now: float) -> int:
+        load = self._load
+        streams = [seq for seq in decoding if not self._is_batch(seq.request)]
+        if load is None or not load.cost.is_known or not streams:
+            return limit
+        tpot = min(self._targets(seq.request)[1] for seq in streams)
+        seconds = min(tpot, self._config.batch_stretch * load.cost.step_s(len(streams)))
+        if load.cost.step_s(limit) <= seconds:
+            return limit
+        return load.cost.tokens_within(seconds)
 
     def prompt_budget(self, decoding: list[Sequence], limit: int, now: float) -> int:
         load = self._load
