@@ -157,6 +157,9 @@ def _sum_segment(
     column = tl.arange(0, INPUTS)[None, :]
     weight_at = weight + output.to(tl.int64)[:, None] * K + column
     x_at = x + token[:, None] * x_stride + column
+    group = x_scale + token * (K // INPUTS)
+    if GROUPED:
+        own = tl.load(group + begin // INPUTS, mask=token < tokens, other=0.0)
     acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
     for start in range(begin, end, INPUTS):
         if N % OUTPUTS == 0:
@@ -165,9 +168,11 @@ def _sum_segment(
             w = tl.load(weight_at + start, mask=output[:, None] < N, other=0.0)
         piece = tl.load(x_at + start, mask=token[:, None] < tokens, other=0.0)
         if GROUPED:
-            group = x_scale + token * (K // INPUTS) + start // INPUTS
-            own = tl.load(group, mask=token < tokens, other=0.0)
+            # Asked for one tile ahead: what no product reads, the compiler does not fetch early.
+            follows = (token < tokens) & (start + INPUTS < end)
+            ahead = tl.load(group + start // INPUTS + 1, mask=follows, other=0.0)
             acc += tl.dot(w, tl.trans(piece), input_precision=PRECISION) * own[None, :]
+            own = ahead
         else:
             acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION)
     return acc
