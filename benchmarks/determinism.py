@@ -65,11 +65,12 @@ def main() -> None:
         for switch in (False, True):
             with _engine(arguments, model, switch) as llm:
                 results.append(_measure(arguments, llm))
+                print(_row(results[-1]), flush=True)
                 info = llm.engine.info
     off, on = results
     slowdown = {size: off.speed[size] / on.speed[size] - 1 for size in on.speed}
     prefill = off.prefill_tokens_per_s / on.prefill_tokens_per_s - 1
-    _show(results, slowdown, prefill)
+    _show(slowdown, prefill)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         record = {
@@ -214,13 +215,14 @@ def _run(llm: LLM, requests: list[Request], seen: Seen) -> None:
             seen.answers[tuple(answer)] += 1
 
 
-def _show(results: list[Result], slowdown: dict[int, float], prefill: float) -> None:
-    print(f"{'deterministic':>13} {'copies':>7} {'answers':>8} {'token sequences':>16}")
-    for result in results:
-        print(
-            f"{result.deterministic!s:>13} {result.copies:7d} {result.different_answers:8d} "
-            f"{result.different_tokens:16d}"
-        )
+def _row(result: Result) -> str:
+    return (
+        f"deterministic {result.deterministic!s:>5}: {result.copies} copies, {result.different_answers} answers, "
+        f"{result.different_tokens} sequences of tokens"
+    )
+
+
+def _show(slowdown: dict[int, float], prefill: float) -> None:
     print("slowdown with the switch on, by size of the group:")
     print("  ".join(f"{size}: {share:+.1%}" for size, share in slowdown.items()))
     print(f"prefill: {prefill:+.1%}")
