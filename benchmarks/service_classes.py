@@ -33,6 +33,7 @@ from nonet.scheduler.simulate import Arrival, MachineModel, simulate
 
 SHARES: dict[ServiceClass, float] = {"interactive": 0.3, "standard": 0.2, "batch": 0.5}
 
+SMALL_VOCABULARY = 32_000  # token ids that any model knows
 ALONE = "slo, without the batch requests"
 
 # About an 8B model in bf16 on one GPU of 2023.
@@ -90,10 +91,10 @@ def _spec(targets: Targets) -> str:
     return "slo:" + ",".join(knobs)
 
 
-def _items(args: argparse.Namespace, max_model_len: int, **scales: float) -> list[WorkItem]:
+def _items(args: argparse.Namespace, max_model_len: int, **settings: Any) -> list[WorkItem]:
     trace = azure_trace(
         data_folder(os.environ), "conv", num_requests=args.requests or (300 if args.live else 2000),
-        max_model_len=max_model_len, seed=args.seed, **scales,
+        max_model_len=max_model_len, seed=args.seed, **settings,
     )  # fmt: skip
     drawn = random.Random(args.seed).choices(
         list(SHARES), list(SHARES.values()), k=len(trace.items)
@@ -159,7 +160,7 @@ def _live(args: argparse.Namespace, policies: Sequence[str]) -> list[tuple[str, 
     from nonet.bench.metrics import RequestTimes
     from nonet.bench.serving import ask_model, measure, running_server
 
-    items = _items(args, 2000, length_scale=0.25)
+    items = _items(args, 2000, length_scale=0.25, vocab_size=SMALL_VOCABULARY)
     every = items
     base = {
         "NONET_MODEL_MODEL": args.model,
