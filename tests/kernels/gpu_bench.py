@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.kernels.gpu_bench_attention import (
+    candidates,
     decode_attention,
     prefill_attention,
     tune_decode,
@@ -41,6 +42,7 @@ def main() -> None:
         "decode16": lambda: decode_attention(16, with_sdpa=False),
         "prefill": lambda: prefill_attention(64, with_sdpa=True),
         "prefill16": lambda: prefill_attention(16, with_sdpa=False),
+        "candidates": candidates,
         "rows": row_wise,
         "linears": linears,
         "tune_few": tune_few,
