@@ -1,5 +1,7 @@
 """Model shapes for dummy weights: a config.json in a folder is all that an engine needs to make them.
 
+On the command line a made-up vocabulary comes with it, so that a server runs on it too.
+
 python benchmarks/shapes.py llama-8b DIR && nonet bench kernel linear --model DIR --dummy-weights
 """
 
@@ -64,4 +66,8 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 if __name__ == "__main__":
-    print(write_shape(Path(sys.argv[2]), sys.argv[1], 1e-3))
+    _, name, target = sys.argv
+    print(write_shape(Path(target), name, 1e-3))
+    vocab_size = SHAPES[name]["vocab_size"]
+    assert isinstance(vocab_size, int)
+    write_tokenizer(Path(target), vocab_size)
