@@ -120,7 +120,7 @@ def _run(
     limit = engine.parts.scheduler.max_len - length
     names = [f"r{number}" for number in range(batches[0])]
     for name in names:
-        prompt = [rng.randrange(1000, 40_000) for _ in range(length)]
+        prompt = [rng.randrange(10, 500) for _ in range(length)]
         engine.add(Request(request_id=name, prompt_ids=prompt, params=_limited(params, limit)))
     waiting = set(names)
     began = time.perf_counter()

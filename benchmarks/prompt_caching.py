@@ -28,6 +28,9 @@ from typing import Any
 
 import httpx
 
+from nonet.bench.provenance import device_facts, source_commit
+from nonet.config.machine import Machine
+
 ROOT = Path(__file__).parents[1]
 PRICES = {
     "input_cost_per_token": 1e-6,
@@ -175,12 +178,10 @@ def _report(args: argparse.Namespace, turns: list[Turn]) -> None:
     if args.out is None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     result = {
         "command": ["python", "benchmarks/prompt_caching.py", *sys.argv[1:]],
-        "commit": commit.stdout.strip(),
+        "commit": source_commit(),
+        "device": device_facts(Machine.detect()),
         "load_average": os.getloadavg(),
         "turns": [asdict(turn) for turn in turns],
     }

@@ -46,7 +46,8 @@ def write_shape(folder: Path, shape: str, initializer_range: float = 0.02) -> st
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A vocabulary of that size for a server to run with: all bytes, then made-up words that no text becomes."""
+    """A vocabulary of that size for a server to run with: all bytes, then made-up words that no text becomes; and a
+    plain chat template."""
     vocab = dict(sorted(byte_level_alphabet().items(), key=lambda item: item[1]))
     vocab |= {f"\u0120w{number}": number for number in range(len(vocab), vocab_size)}
     byte_level = {
@@ -62,7 +63,9 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    template = "{% for one in messages %}{{ one.role }}: {{ one.content }}\n{% endfor %}"
+    config = json.dumps({"chat_template": template})
+    (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
 
 
 if __name__ == "__main__":
