@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.attention_decode import DecodeScratch, DecodeTiling
 from nonet.kernels.triton.attention_join import join_all, leave
 from nonet.kernels.triton.attention_tile import (
     block_ids,
@@ -30,15 +31,11 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Partial results of every (pair, split), and counters that are zero between launches."""
+    """Room for a partial result of every (pair, split)."""
 
     splits: int
-    tile: int
-    warps: int
-    partial: torch.Tensor
-    high: torch.Tensor
-    total: torch.Tensor
-    arrivals: torch.Tensor
+    tiling: DecodeTiling
+    scratch: DecodeScratch
 
     @classmethod
     def allocate(
@@ -50,14 +47,10 @@ class Spread:
         tile: int = 64,
         warps: int = 4,
     ) -> Spread:
-        units, used = pairs * splits, _used_rows(layout)
-        return cls(
-            splits, tile, warps,
-            torch.empty(units, used, _width(layout), dtype=torch.float32, device=device),
-            torch.empty(units, used, dtype=torch.float32, device=device),
-            torch.empty(units, used, dtype=torch.float32, device=device),
-            torch.zeros(pairs, dtype=torch.int32, device=device),
-        )  # fmt: skip
+        tiling = DecodeTiling(tile=tile, warps=warps, stages=3, programs=pairs * splits)
+        rows = _used_rows(layout)
+        scratch = DecodeScratch.allocate(tiling, rows, layout.head_dim, pairs, device)
+        return cls(splits, tiling, scratch)
 
 
 def attend_spread(
@@ -75,12 +68,12 @@ def attend_spread(
     heads, kv_heads = layout.num_heads, layout.num_kv_heads
     _attend_spread[(len(inputs.kv_len) * kv_heads * spread.splits,)](
         q, q.stride(0), cache.keys, cache.values, cache.key_scales, cache.value_scales, out,
-        spread.partial, spread.high, spread.total, spread.arrivals,
+        spread.scratch.partial, spread.scratch.high, spread.scratch.total, spread.scratch.arrivals,
         inputs.block_table, inputs.block_table.stride(0), inputs.kv_len, scale,
         H=heads, K=kv_heads, D=layout.head_dim, P=cache.block_size, BLOCK_D=_width(layout), ROWS=ROWS,
-        USED_ROWS=_used_rows(layout), TILE=spread.tile, SPLITS=spread.splits,
+        USED_ROWS=_used_rows(layout), TILE=spread.tiling.tile, SPLITS=spread.splits,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", IS_CODED=cache.format is not None,
-        num_warps=spread.warps, num_stages=3,
+        num_warps=spread.tiling.warps, num_stages=spread.tiling.stages,
     )  # fmt: skip
     return out
 

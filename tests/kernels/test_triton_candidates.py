@@ -60,4 +60,4 @@ def test_spread_decodes(
     for _ in range(2):  # its counters are as it found them
         got = attend_spread(q, layout, cache, inputs, scale, spread)
         torch.testing.assert_close(got[live], expected[live], atol=4e-3, rtol=4e-3)
-    assert not spread.arrivals.any()
+    assert not spread.scratch.arrivals.any()

@@ -54,14 +54,7 @@ def rehearsing(ops: Ops, resolved: Resolved, spec: ModelSpec, make: Make) -> Ite
     if ops.compile_only is None or resolved.memory.kv_bytes < _most_bytes(small):
         yield
         return
-    stand_in = replace(
-        resolved,
-        dummy_weights=True,
-        groups=cache_groups(small),
-        num_blocks=1,
-        adapters=None,
-        speculation=None,
-    )
+    stand_in = replace(resolved, groups=cache_groups(small), num_blocks=1)
     thread = threading.Thread(
         target=_rehearse, args=(stand_in, small, make), name="rehearsal", daemon=True
     )
