@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nonet.bench.provenance import device_facts, library_versions, source_commit
-from nonet.config.machine import Machine
+from record import write_record
 from shapes import SHAPES, write_shape
 
 CHILD = """
@@ -55,15 +54,7 @@ def main() -> None:
                 )
                 print(json.dumps(rows[-1]), flush=True)
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "commit": arguments.commit or source_commit(),
-            "device": device_facts(Machine.detect()),
-            "versions": library_versions(),
-            "rows": rows,
-        }
-        (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_record(arguments.out / "results.json", arguments.commit, rows=rows)
 
 
 def _start(

@@ -13,18 +13,16 @@ import argparse
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nonet.bench.provenance import device_facts, library_versions, source_commit
-from nonet.config.machine import Machine
 from nonet.core.grammar import Grammar
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
+from record import write_record
 from shapes import SHAPES, write_shape, write_tokenizer
 
 PROMPT = 32  # tokens
@@ -64,18 +62,9 @@ def main() -> None:
     )
     print(json.dumps(asdict(row)))
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "commit": arguments.commit or source_commit(),
-            "device": device_facts(Machine.detect()),
-            "versions": library_versions(),
-            "row": asdict(row),
-            "rounds_ms": pairs,
-        }
         name = arguments.shape or Path(arguments.model).stem
         file = arguments.out / f"{name}-{arguments.weight_format}-{arguments.batch}.json"
-        file.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(file, arguments.commit, row=asdict(row), rounds_ms=pairs)
 
 
 def _schema(number: int) -> Grammar:
