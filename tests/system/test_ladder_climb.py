@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -62,3 +63,41 @@ def test_a_climb_and_the_same_again(folder: Path, capsys: pytest.CaptureFixture[
     again = climb(folder)
     assert "naive" not in capsys.readouterr().err  # nothing was measured again
     assert again == first
+
+
+def test_a_user_s_requests_over_a_directory_of_floats(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tools count as prompt, shaped answers may end, and what the directory cannot be is left out with its reason."""
+    function = {"name": "w", "parameters": {"type": "object", "properties": {"c": {"enum": [1]}}}}
+    asked = {"role": "user", "content": "weather?"}
+    rows = [
+        {"messages": [asked], "max_tokens": 30, "arrival_s": 2, "tools": [{"type": "function", "function": function}],
+         "tool_choice": "required"},
+        {"messages": [asked], "max_tokens": 8, "arrival_s": 1, "model": "gpt-4"},
+        {"messages": [asked], "max_tokens": 30, "response_format": {"type": "json_object"}},
+    ]  # fmt: skip
+    work = folder / "w.jsonl"
+    work.write_text("\n".join(map(json.dumps, rows)))
+    command = [
+        "ladder",
+        str(folder / "tiny"),
+        "--workload",
+        str(work),
+        "--out",
+        str(folder / "users"),
+    ]
+    command += ["--device", "cpu", "--threads", "1", "--dtype", "float32", "--repeats", "1", "--latency-requests", "0",
+                "--anchor", "none", "--no-leave-out", "--no-batch-tier", "--no-quality"]  # fmt: skip
+    assert run([*command, "--rungs", "native kernels", "--rungs", "INT8 weights"]) == 0
+    shown = capsys.readouterr().out
+    found = msgspec.json.decode((folder / "users" / "ladder.json").read_bytes(), type=Climb)
+    assert [one.name for one in found.rungs] == ["naive", "native kernels", "INT8 weights"]
+    assert [one.error for one in found.rungs] == [None] * 3
+    assert found.rungs[0].runs[0].num_failed == 0
+    assert "bytes of weights" in str(found.rungs[2].proof)
+    assert "not measured" in shown  # its quality
+    assert run([*command, "--rungs", "weights as in the file"]) == 2
+    refused = capsys.readouterr().err
+    assert "the rung weights as in the file cannot be had here" in refused
+    assert "holds no block formats" in refused

@@ -15,6 +15,9 @@ from nonet.core.errors import UnavailableError
 
 __all__ = ["Target", "send_all"]
 
+# Where a piece of a chat's answer may hold what the model said: its answer, its thoughts, its calls.
+OUTPUTS = ("content", "reasoning_content", "tool_calls")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -94,8 +97,9 @@ class _Seen:
         if event.get("error"):
             self.error = error_text(event)
         for choice in event.get("choices") or ():
-            text = choice.get("text") or (choice.get("delta") or {}).get("content")
-            if text or choice.get("token_ids"):
+            delta = choice.get("delta") or {}
+            said = choice.get("text") or any(delta.get(name) for name in OUTPUTS)
+            if said or choice.get("token_ids"):
                 self.delivery_s.append(now_s)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
         usage = event.get("usage")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from nonet.core.errors import ConfigError
 
@@ -41,7 +41,7 @@ class WorkItem:
     output_len: int
     arrival_s: float = 0.0
     service_tier: str | None = None
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
 
 

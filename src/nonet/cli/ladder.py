@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -12,15 +13,23 @@ from nonet.bench.ladder.batch_tier import measure_batch_tier
 from nonet.bench.ladder.climb import Ascent, Budget, Quality, climb
 from nonet.bench.ladder.html import page
 from nonet.bench.ladder.huggingface import HuggingFaceJob, measure_huggingface
-from nonet.bench.ladder.measure import Plan
+from nonet.bench.ladder.measure import Plan, refusal_of
 from nonet.bench.ladder.picture import draw
 from nonet.bench.ladder.quality import measure_quality
 from nonet.bench.ladder.report import table
 from nonet.bench.ladder.result import Climb, Measured, Store, key_of
-from nonet.bench.ladder.rungs import STATIC_BATCH, Rung, choose, default_rungs, with_prompt_room
+from nonet.bench.ladder.rungs import (
+    STATIC_BATCH,
+    Rung,
+    choose,
+    default_rungs,
+    sift,
+    unclimbed,
+    with_prompt_room,
+)
 from nonet.bench.metrics import Limits
 from nonet.bench.provenance import device_facts, library_versions, source_commit
-from nonet.bench.workload import Workload
+from nonet.bench.workload import WorkItem, Workload
 from nonet.cli.flags import ENGINE, configured
 from nonet.cli.ladder_flags import LadderFlags
 from nonet.cli.terminal import note, progress
@@ -49,9 +58,7 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
     given = _given(loaded)
     context = str(_context(prompts, workload, spec.max_position))
     plan = _plan(flags, workload, {"max_model_len": context, **given})
-    known = default_rungs(resolved.device, has_weights=not resolved.dummy_weights)
-    longest_prompt = max(map(len, prompts)) + SPARE_TOKENS
-    rungs = choose(with_prompt_room(known, longest_prompt), flags.rungs)
+    rungs, left_out = _rungs(resolved, flags, plan, max(map(len, prompts)) + SPARE_TOKENS)
     identity: dict[str, object] = {
         "commit": source_commit(),
         "model": resolved.model_path,
@@ -81,11 +88,28 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
             tier=measure_batch_tier if flags.batch_tier else None,
         )
     lossy = [rung.name for rung in rungs if rung.is_lossy]
-    result = _climb(resolved, workload, flags, anchors, found, lossy, given)
+    notes = _notes(resolved, flags, anchors, left_out)
+    result = _climb(resolved, workload, flags, anchors, found, lossy, given, notes)
     return _publish(result, flags.out)
 
 
 command = configured(ladder, *ENGINE, model_first=True)
+
+
+def _rungs(
+    resolved: Resolved, flags: LadderFlags, plan: Plan, longest_prompt: int
+) -> tuple[list[Rung], dict[str, str]]:
+    """What is climbed, and what is left out, with the reason."""
+    known = default_rungs(resolved.device, has_weights=not resolved.dummy_weights)
+    chosen = choose(with_prompt_room(known, longest_prompt), flags.rungs)
+    rungs, refused = sift(chosen, lambda settings: refusal_of(settings, plan))
+    if flags.rungs:
+        for name, reason in refused.items():
+            raise ConfigError(f"the rung {name} cannot be had here: {reason}; leave it out")
+    left_out = {**refused, **({} if flags.rungs else unclimbed(resolved.device))}
+    for name, reason in refused.items():
+        note(f"without the rung {name}: {reason}")
+    return rungs, left_out
 
 
 def _plan(flags: LadderFlags, workload: Workload, given: dict[str, str]) -> Plan:
@@ -108,6 +132,7 @@ def _climb(
     found: Ascent,
     lossy: list[str],
     given: dict[str, str],
+    notes: list[str],
 ) -> Climb:
     return Climb(
         model=resolved.served_name,
@@ -126,7 +151,7 @@ def _climb(
         batch_tier=found.batch_tier,
         options=given,
         limits={"ttft_s": flags.max_ttft, "tpot_s": flags.max_tpot},
-        notes=_notes(resolved, flags, anchors),
+        notes=notes,
     )
 
 
@@ -134,9 +159,16 @@ def _prompts(resolved: Resolved, workload: Workload) -> list[list[int]]:
     """Token ids of every request, as the server will make them."""
     reader = PromptReader(Path(resolved.model_path))
     return [
-        reader.chat_ids(item.messages) if item.messages else list(item.prompt_ids)
+        _chat_ids(reader, item) if item.messages else list(item.prompt_ids)
         for item in workload.items
     ]
+
+
+def _chat_ids(reader: PromptReader, item: WorkItem) -> list[int]:
+    """With what the template is told besides: tools are part of the prompt."""
+    tools: Any = item.extra.get("tools")
+    settings: Any = item.extra.get("chat_template_kwargs")
+    return reader.chat_ids(item.messages, tools=tools or None, template_kwargs=settings)
 
 
 def _context(prompts: list[list[int]], workload: Workload, most: int) -> int:
@@ -214,8 +246,10 @@ def _anchor(
     return found
 
 
-def _notes(resolved: Resolved, flags: LadderFlags, anchors: list[Measured]) -> list[str]:
-    notes = []
+def _notes(
+    resolved: Resolved, flags: LadderFlags, anchors: list[Measured], left_out: Mapping[str, str]
+) -> list[str]:
+    notes = [f"No rung: {name}; {reason}." for name, reason in left_out.items()]
     if resolved.dummy_weights:
         notes.append(
             "Dummy weights: speed only. Rungs that depend on what the model says (speculation, answers alike in "

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from nonet.bench.ladder.workload import mixed, read_jsonl, sample, synthetic
+from nonet.bench.ladder.recorded import read_jsonl
+from nonet.bench.ladder.workload import mixed, sample, synthetic
 from nonet.bench.workload import Workload, data_folder
 from nonet.core.errors import ConfigError
 

@@ -42,6 +42,8 @@ class Technique:
 
     Without a `sign` the resolved configuration is what shows it. `is_base`: the naive rung has it too, as it would else
     be slower than what people run, and it is shown by leaving it out. `needs_weights`: random ones say nothing of it.
+    `stands_in_for`: a rung only where the technique of that name is none. `no_rung`: why a ladder does not climb what
+    readers would look for there.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Technique:
     needs_weights: bool = False
     device: str | None = None  # None: any
     rung_on: str | None = None  # the device on which it brings speed; None: any
+    stands_in_for: str | None = None
+    no_rung: str | None = None
 
     def is_rung_on(self, device: str) -> bool:
         """Whether a ladder on that device climbs it."""
@@ -110,17 +114,17 @@ TECHNIQUES = (
         device="cuda",
     ),
     Technique(
+        name="chunked prefill",
+        on={"chunked_prefill": "true"},
+        off={"chunked_prefill": "false"},
+        sign=Sign(figure="nonet_partial_prefills", words="pieces of prompts"),
+    ),
+    Technique(
         name="overlap",
         on={"overlap": "true"},
         off={"overlap": "false"},
         sign=Sign(figure="nonet_overlapped_steps", words="steps planned while another ran"),
         rung_on="cuda",
-    ),
-    Technique(
-        name="chunked prefill",
-        on={"chunked_prefill": "true"},
-        off={"chunked_prefill": "false"},
-        sign=Sign(figure="nonet_partial_prefills", words="pieces of prompts"),
     ),
     Technique(
         name="prefix cache",
@@ -152,8 +156,10 @@ TECHNIQUES = (
         name="INT8 weights",
         on={"weight_format": "int8"},
         off={"weight_format": "dense"},
+        sign=Sign(figure="weight_bytes", words="bytes of weights", is_less=True),
         is_lossy=True,
-        is_rung=False,
+        rung_on="cpu",
+        stands_in_for="weights as in the file",
     ),
     Technique(
         name="INT4 weights",
@@ -195,6 +201,8 @@ TECHNIQUES = (
         off={"gateway": ""},
         is_lossy=True,
         is_rung=False,
+        no_rung="it serves nothing before some four hundred verified hits, more than a ladder's requests; "
+        "benchmarks/semantic_cache.py measures it",
     ),
 )
 

@@ -83,6 +83,27 @@ async def test_times_and_counts() -> None:
     assert (bodies[0]["max_tokens"], bodies[0]["ignore_eos"]) == (4, True)
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": "a"},
+        {"reasoning_content": "a"},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]},
+    ],
+)
+async def test_all_that_a_model_says_is_output(delta: dict[str, object]) -> None:
+    """A model that thinks until its tokens are spent, or that calls a tool, has answered."""
+    pieces = [{"role": "assistant", "content": ""}, delta, delta]
+    events = [f"data: {json.dumps({'choices': [{'delta': piece}]})}\n\n" for piece in pieces]
+
+    async def respond(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + chunk("".join(events) + "data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    (seen,) = await exchange(respond, [ITEM], [0.0])
+    assert seen.error is None
+    assert len(seen.delivery_s) == 2
+
+
 async def test_a_slow_answer_delays_nobody() -> None:
     release = asyncio.Event()
     arrived: list[float] = []

@@ -108,7 +108,7 @@ def _left_out(climb: Climb) -> str:
     if not climb.without:
         return ""
     rows = "".join(
-        f'<tr><td>{escape(one.name)}</td><td class="n">{one.tokens_per_s:.1f}</td>'
+        f'<tr><td>{escape(one.name)}</td><td class="n">{f"{one.tokens_per_s:.1f}" if one.runs else "-"}</td>'
         f"<td>{escape(share_of_full(climb, one))}</td><td>{escape(one.proof or '')}</td></tr>"
         for one in climb.without
     )

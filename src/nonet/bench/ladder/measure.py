@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,14 +28,24 @@ from nonet.config.load import as_environment, load
 from nonet.config.options import options
 from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
-from nonet.core.errors import NonetError
+from nonet.core.errors import ConfigError, NonetError
 
-__all__ = ["Plan", "latency_items", "measure_rung", "starting_server", "warm_up_items"]
+__all__ = [
+    "Plan",
+    "latency_items",
+    "measure_rung",
+    "refusal_of",
+    "settled_metrics",
+    "starting_server",
+    "warm_up_items",
+]
 
 # The latency pass is a Poisson process at this share of what the first rung can serve, so that it overloads no rung.
 LATENCY_LOAD = 0.7
 ARRIVAL_SEED = 7
 WARM_UP_OUTPUT = 16
+# Longer than the engine waits between two reports, and how often to look before taking what is there.
+SETTLING_S, SETTLING_READS = 0.3, 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +62,15 @@ class Plan:
     file: Path | None = None  # the user's configuration, below the options
     timeout_s: float = 1800.0
     rung_s: float | None = None  # no run is repeated once a rung's runs have taken that long
+
+
+def refusal_of(settings: Mapping[str, str], plan: Plan) -> str | None:
+    """Why no engine can have these settings; None when one can."""
+    try:
+        _resolved(settings, plan)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def measure_rung(name: str, settings: dict[str, str], plan: Plan) -> Measured:
@@ -93,8 +112,15 @@ def _measure(name: str, settings: dict[str, str], plan: Plan) -> Measured:
         peak_memory_bytes=memory.peak_bytes,
         kv_tokens=resolved.num_blocks * resolved.block_size // len(resolved.groups),
         busy_share=telemetry.counters.get("nonet_busy_seconds", 0.0) / duration_s,
-        error=f"{len(errors)} kinds of failed requests: {errors[0]}" if errors else None,
+        error=_failures(errors),
     )
+
+
+def _failures(errors: Sequence[str]) -> str | None:
+    if not errors:
+        return None
+    more = f" (and {len(errors) - 1} other errors)" if len(errors) > 1 else ""
+    return f"requests failed: {errors[0]}{more}"
 
 
 @contextmanager
@@ -108,7 +134,7 @@ def starting_server(settings: dict[str, str], plan: Plan) -> Iterator[Target]:
         yield target
 
 
-def _resolved(settings: dict[str, str], plan: Plan) -> tuple[Config, Resolved]:
+def _resolved(settings: Mapping[str, str], plan: Plan) -> tuple[Config, Resolved]:
     config = load(environ=_environment({**plan.options, **settings}), file=plan.file).config
     return config, plan.resolve(config)
 
@@ -140,7 +166,7 @@ def _capacity(
         requests = measure(target, fresh, all_at_once(fresh))
         runs.append(summarise(requests, plan.limits))
         seen += requests
-    after = asyncio.run(_metrics(target))
+    after = asyncio.run(settled_metrics(target))
     return runs, seen, Telemetry(counters=counters_between(before, after), gauges=after)
 
 
@@ -181,11 +207,31 @@ def latency_items(plan: Plan, rate_rps: float, run: str) -> tuple[list[WorkItem]
 def _scrape(target: Target, warm: Sequence[WorkItem]) -> dict[str, float]:
     first = Workload("warm-up", tuple(warm))
     measure(target, first, all_at_once(first))
-    return asyncio.run(_metrics(target))
+    return asyncio.run(settled_metrics(target))
 
 
 async def _metrics(target: Target) -> dict[str, float]:
     return parse_metrics(await get_text(target.url, "/metrics", target.api_key))
+
+
+async def settled_metrics(
+    target: Target, read: Callable[[Target], Awaitable[dict[str, float]]] = _metrics
+) -> dict[str, float]:
+    """The metrics once nothing runs: the engine tells them now and then, and a last time after the last answer."""
+    before = await read(target)
+    for _ in range(SETTLING_READS):
+        await asyncio.sleep(SETTLING_S)
+        now = await read(target)
+        is_idle = not (now.get("nonet_running_sequences") or now.get("nonet_waiting_requests"))
+        if is_idle and _engine_counts(now) == _engine_counts(before):
+            break
+        before = now
+    return before
+
+
+def _engine_counts(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without what reading the metrics changes."""
+    return {name: value for name, value in metrics.items() if name != "nonet_http_responses"}
 
 
 def _nonce(item: WorkItem, run: str) -> WorkItem:

@@ -106,7 +106,7 @@ def table(climb: Climb) -> str:
         lines += ["", "Full stack without one rung:", ""]
         left_out = [("left out", "tok/s", "of the full stack")]
         left_out += [
-            (one.name, f"{one.tokens_per_s:,.0f}", share_of_full(climb, one))
+            (one.name, f"{one.tokens_per_s:,.0f}" if one.runs else "-", share_of_full(climb, one))
             for one in climb.without
         ]
         lines += _aligned(left_out)

@@ -12,9 +12,18 @@ from dataclasses import dataclass, field, replace
 from nonet.bench.ladder.telemetry import Telemetry
 from nonet.config.techniques import TECHNIQUES, Sign, Technique, added, taken_away
 from nonet.core.catalogue import did_you_mean
-from nonet.core.errors import UnknownNameError
+from nonet.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["STATIC_BATCH", "Proof", "Rung", "choose", "default_rungs", "with_prompt_room"]
+__all__ = [
+    "STATIC_BATCH",
+    "Proof",
+    "Rung",
+    "choose",
+    "default_rungs",
+    "sift",
+    "unclimbed",
+    "with_prompt_room",
+]
 
 # What the technique did, in words; None when nothing shows that it did anything. The second is what is without it.
 Proof = Callable[[Telemetry, Telemetry | None], str | None]
@@ -26,7 +35,8 @@ STATIC_BATCH = 32
 class Rung:
     """`settings` are option names and values; `restores` undo them, to leave the rung out of the full stack.
 
-    A rung that `is_base` is part of the first one: it is shown by leaving it out and has no line of its own.
+    A rung that `is_base` is part of the first one: it is shown by leaving it out and has no line of its own. One that
+    `stands_in_for` another is climbed where that one is not.
     """
 
     name: str
@@ -35,6 +45,7 @@ class Rung:
     proof: Proof
     is_lossy: bool = False
     is_base: bool = False
+    stands_in_for: str | None = None
 
     def on_top_of(self, below: Mapping[str, str]) -> dict[str, str]:
         return added(below, self.settings)
@@ -69,7 +80,17 @@ def _rung(technique: Technique) -> Rung:
         proof=_configured(technique) if sign is None else _shown(sign),
         is_lossy=technique.is_lossy,
         is_base=technique.is_base,
+        stands_in_for=technique.stands_in_for,
     )
+
+
+def unclimbed(device: str) -> dict[str, str]:
+    """Techniques that readers would look for among the rungs, and why they are none."""
+    return {
+        one.name: one.no_rung
+        for one in TECHNIQUES
+        if one.no_rung is not None and one.device in (None, device)
+    }
 
 
 def with_prompt_room(rungs: Sequence[Rung], longest_prompt: int) -> list[Rung]:
@@ -97,9 +118,37 @@ def choose(rungs: Sequence[Rung], names: Sequence[str]) -> list[Rung]:
     for name in names:
         if name not in known:
             raise UnknownNameError(f"no rung {name!r}. {did_you_mean(name, known)}")
-    return [
-        rung for number, rung in enumerate(rungs) if not names or not number or rung.name in names
-    ]
+    if not names:
+        return list(rungs)
+    first, *others = rungs
+    return [first, *(replace(one, stands_in_for=None) for one in others if one.name in names)]
+
+
+def sift(
+    rungs: Sequence[Rung], refusal: Callable[[Mapping[str, str]], str | None]
+) -> tuple[list[Rung], dict[str, str]]:
+    """The rungs that can be had, each on top of those below, and why the others cannot.
+
+    `refusal` says why no engine can have such settings, None when one can. A rung that none can have would take down
+    all above it.
+    """
+    first, *others = rungs
+    reason = refusal(first.settings)
+    if reason is not None:
+        raise ConfigError(f"no engine can run the rung {first.name}: {reason}")
+    kept, below = [first], dict(first.settings)
+    refused: dict[str, str] = {}
+    for rung in others:
+        if rung.stands_in_for in [one.name for one in kept]:
+            continue
+        above = below if rung.is_base else rung.on_top_of(below)
+        reason = refusal(above)
+        if reason is None:
+            kept.append(rung)
+            below = above
+        else:
+            refused[rung.name] = reason
+    return kept, refused
 
 
 def _ran(now: Telemetry, without: Telemetry | None) -> str | None:

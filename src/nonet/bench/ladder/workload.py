@@ -7,18 +7,18 @@ small change, answers as JSON, repeats of earlier requests to the letter, and re
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nonet.bench.ladder.recorded import json_rows
 from nonet.bench.workload import WorkItem, Workload, azure_trace, mix
 from nonet.core.errors import ConfigError
 
-__all__ = ["mixed", "read_jsonl", "sample", "synthetic"]
+__all__ = ["mixed", "sample", "synthetic"]
 
 SYSTEM = "You are a helpful assistant. Answer in plain words, name your sources, and say so when you do not know. "
 
@@ -105,17 +105,17 @@ def mixed(folder: Path, num_requests: int, *, seed: int = 0, scale: float = 1.0)
     Arrivals and output lengths are those of the Azure conversation trace; how many questions a document gets follows
     the sessions of the Mooncake trace. `scale` multiplies the lengths of documents, passages and outputs.
     """
-    turns = [row["turns"][0] for row in _rows(folder / "mt_bench" / "question.jsonl")]
-    meetings = list(_rows(folder / "qmsum" / "val.jsonl"))
+    turns = [row["turns"][0] for row in json_rows(folder / "mt_bench" / "question.jsonl")]
+    meetings = list(json_rows(folder / "qmsum" / "val.jsonl"))
     sessions = _Sessions(folder / "mooncake_trace_fast25" / "conversation.jsonl")
     longest = max(MIN_CODE, int(MAX_CODE * scale))
     edits = [
         (code, str(row["instruction"]))
-        for row in _rows(folder / "edit_eval" / "edit_eval.jsonl")
+        for row in json_rows(folder / "edit_eval" / "edit_eval.jsonl")
         if len(code := str(row["input"] or row["context"])) <= longest
     ]
-    asks = list(_rows(folder / "json_mode_wiki" / "questions.jsonl"))
-    pairs = list(_rows(folder / "gptcache_pairs" / "pairs.jsonl"))
+    asks = list(json_rows(folder / "json_mode_wiki" / "questions.jsonl"))
+    pairs = list(json_rows(folder / "gptcache_pairs" / "pairs.jsonl"))
     similar = {str(row["origin"]): str(row["similar"]) for row in pairs}
     words = int(1500 * scale)
 
@@ -166,7 +166,7 @@ class _Sessions:
     """
 
     def __init__(self, file: Path) -> None:
-        counts = Counter(row["hash_ids"][1] for row in _rows(file) if len(row["hash_ids"]) > 1)
+        counts = Counter(row["hash_ids"][1] for row in json_rows(file) if len(row["hash_ids"]) > 1)
         self._sizes = list(counts.values())
         self._left = 0
         self._number = -1
@@ -178,29 +178,6 @@ class _Sessions:
             self._left = rng.choice(self._sizes)
         self._left -= 1
         return self._number
-
-
-def read_jsonl(path: Path) -> Workload:
-    """Requests of the user's own: one JSON object a line with `messages`, `max_tokens` and, if known, `arrival_s`."""
-    items = []
-    for number, row in enumerate(_rows(path), start=1):
-        messages, output_len = row.get("messages"), row.get("max_tokens", 128)
-        rows = messages if isinstance(messages, list) else []
-        is_sound = bool(rows) and type(output_len) is int and output_len > 0
-        if not is_sound or not all(isinstance(one, dict) and "role" in one for one in rows):
-            raise ConfigError(
-                f"{path}, line {number}: give messages (a list of objects with role and content) and max_tokens"
-            )
-        extra = {k: v for k, v in row.items() if k not in ("messages", "max_tokens", "arrival_s")}
-        items.append(
-            WorkItem(
-                (), output_len, float(row.get("arrival_s", 0.0)),
-                messages=tuple(rows), extra=extra,
-            )
-        )  # fmt: skip
-    if not items:
-        raise ConfigError(f"{path} holds no requests")
-    return Workload(path.name, tuple(items))
 
 
 def _mix(
@@ -303,20 +280,3 @@ def _code(rng: random.Random) -> str:
 def _json_ask(row: Mapping[str, Any], num_words: int) -> str:
     context = " ".join(str(row["context"]).split()[:num_words])
     return f"{context}\n\n{row['question']} Answer with a JSON object that has the fields answer and reason."
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    raise ConfigError(f"{path}, line {number} is not JSON") from None
-                if not isinstance(row, dict):
-                    raise ConfigError(f"{path}, line {number} is not a JSON object")
-                yield row
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,21 @@ import msgspec
 import pytest
 from tests.unit.bench.ladder.made_up import a_climb, measured
 
+from nonet.bench.client import Target
 from nonet.bench.ladder.climb import Budget, climb
-from nonet.bench.ladder.measure import Plan, warm_up_items
+from nonet.bench.ladder.measure import Plan, settled_metrics, warm_up_items
 from nonet.bench.ladder.report import base, steps, table
 from nonet.bench.ladder.result import BatchTier, Measured, Store
-from nonet.bench.ladder.rungs import Rung, choose, default_rungs, with_prompt_room
+from nonet.bench.ladder.rungs import (
+    Rung,
+    choose,
+    default_rungs,
+    sift,
+    unclimbed,
+    with_prompt_room,
+)
 from nonet.bench.ladder.telemetry import Telemetry, counters_between, parse_metrics
-from nonet.bench.ladder.workload import mixed, read_jsonl, sample, synthetic
+from nonet.bench.ladder.workload import mixed, sample, synthetic
 from nonet.bench.metrics import Limits
 from nonet.config.options import options
 from nonet.core.errors import ConfigError, UnavailableError, UnknownNameError
@@ -292,6 +301,56 @@ def test_rungs_by_name() -> None:
         choose(rungs, ["prefix cash"])
 
 
+def test_a_rung_that_cannot_be_had_takes_down_nothing_above_it() -> None:
+    """A directory of floats has no weights as in the file: the next best stands in, and the rungs above go on."""
+    rungs = default_rungs("cpu")
+
+    def refusal(settings: Mapping[str, str]) -> str | None:
+        return "no block formats" if settings.get("weight_format") == "native" else None
+
+    kept, refused = sift(rungs, refusal)
+    assert refused == {"weights as in the file": "no block formats"}
+    names = [rung.name for rung in kept]
+    assert names[names.index("prefix cache") + 1 :][:2] == ["INT8 weights", "INT8 KV"]
+    kept, refused = sift(rungs, lambda settings: None)
+    assert "INT8 weights" not in [rung.name for rung in kept]
+    assert refused == {}
+    # One that is named stands in for nothing.
+    named = choose(rungs, ["INT8 weights", "prefix cache"])
+    kept, _ = sift(named, lambda settings: None)
+    assert [rung.name for rung in kept] == ["naive", "prefix cache", "INT8 weights"]
+    with pytest.raises(ConfigError, match="no engine can run the rung naive: too big"):
+        sift(rungs, lambda settings: "too big")
+
+
+def test_rungs_stand_in_the_order_that_the_page_promises() -> None:
+    """Techniques of the engine from batching to pruning, then what stands above it."""
+    order = ["continuous batching", "paged KV", "flash attention", "Triton kernels", "chunked prefill", "overlap",
+             "prefix cache", "FP8 weights", "INT8 KV", "prompt lookup", "SnapKV", "exact cache"]  # fmt: skip
+    names = [rung.name for rung in default_rungs("cuda") if not rung.is_base]
+    assert names == ["naive", *order]
+    assert list(unclimbed("cuda")) == ["semantic cache"]
+
+
+async def test_metrics_are_taken_once_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's last report comes after the last answer: read too early, a technique seems not to have acted."""
+    monkeypatch.setattr("nonet.bench.ladder.measure.SETTLING_S", 0.0)
+    reports = [
+        {"nonet_prefix_hit_tokens": 0.0, "nonet_running_sequences": 0.0},  # of before the run
+        {"nonet_prefix_hit_tokens": 3.0, "nonet_running_sequences": 2.0},
+        {"nonet_prefix_hit_tokens": 9.0, "nonet_running_sequences": 0.0},
+        {"nonet_prefix_hit_tokens": 9.0, "nonet_running_sequences": 0.0},
+    ]
+    asked = [{**one, "nonet_http_responses": float(number)} for number, one in enumerate(reports)]
+
+    async def read(target: Target) -> dict[str, float]:
+        return asked.pop(0)
+
+    found = await settled_metrics(Target("http://nowhere", "m"), read)
+    assert found["nonet_prefix_hit_tokens"] == 9.0
+    assert not asked
+
+
 def test_metrics_are_read_and_subtracted() -> None:
     text = 'nonet_steps_total{model_name="m"} 3.0\nnonet_ttft_seconds_bucket{le="1"} 4\nvllm:x 3\n'
     assert parse_metrics(text) == {"nonet_steps": 3.0}
@@ -339,20 +398,3 @@ def test_the_mix_of_the_data_sets() -> None:
     heads = Counter(text[:600] for text in documents)
     assert 1 < len(heads) < len(documents)  # sessions: several questions about one document
     assert len({item.output_len for item in workload.items}) > 10
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("{", "is not JSON"),
-        ("[1]", "is not a JSON object"),
-        ('{"messages": []}', "give messages"),
-        ('{"messages": [{"role": "user", "content": "a"}], "max_tokens": "3"}', "give messages"),
-        ("", "holds no requests"),
-    ],
-)
-def test_a_bad_workload_file_says_which_line(tmp_path: Path, line: str, reason: str) -> None:
-    path = tmp_path / "w.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(ConfigError, match=reason):
-        read_jsonl(path)
