@@ -167,6 +167,7 @@ def test_another_last_bit_would_be_seen(base: Bits) -> None:
     assert changed != base
 
 
-def test_plain_kernels_are_refused(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("kernels", ["reference", "padded"])
+def test_plain_kernels_are_refused(folders: dict[str, Path], kernels: str) -> None:
     with pytest.raises(ConfigError, match="order of sums follows the size of a step"):
-        run(folders["llama"], device="cpu", kernels="reference")
+        run(folders["llama"], device="cpu", kernels=kernels)

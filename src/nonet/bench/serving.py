@@ -20,6 +20,8 @@ from nonet.core.errors import ConfigError, UnavailableError
 
 __all__ = ["ServedModel", "ask_model", "measure", "running_server"]
 
+QUIET = ("NONET_SERVER_LOG_LEVEL", "warning")
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -53,9 +55,12 @@ async def ask_model(url: str, api_key: str | None = None, model: str | None = No
 
 @contextmanager
 def running_server(settings: Mapping[str, str], wait_s: float = 300.0) -> Iterator[str]:
-    """A server of our own on a free port, configured through `settings` (NONET_ variables); yields its address."""
+    """A server of our own on a free port, configured through `settings` (NONET_ variables); yields its address.
+
+    It does not log each request, unless told to.
+    """
     port = _free_port()
-    environ = {**os.environ, **settings, "NONET_SERVER_PORT": str(port)}
+    environ = {QUIET[0]: QUIET[1], **os.environ, **settings, "NONET_SERVER_PORT": str(port)}
     environ["NONET_SERVER_HOST"] = "127.0.0.1"
     command = [sys.executable, "-m", "nonet.cli.main", "serve"]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)

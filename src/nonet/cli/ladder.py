@@ -73,8 +73,8 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
     with progress("ladder", "rungs") as show:
 
         def began(name: str, number: int, count: int) -> None:
-            show(number, count)
             note(f"[{number + 1}/{count}] {name}")
+            show(number, count)
 
         found = climb(
             rungs,

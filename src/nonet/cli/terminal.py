@@ -14,6 +14,9 @@ from nonet.config.memory import show_bytes
 
 __all__ = ["Progress", "note", "print_json", "progress", "table"]
 
+# Back to the line's start, and nothing on it.
+CLEARED = "\r\x1b[K"
+
 
 class Progress(Protocol):
     """Called with what is done and the whole, in one unit."""
@@ -22,8 +25,9 @@ class Progress(Protocol):
 
 
 def note(text: str) -> None:
-    """A remark that is no part of the result."""
-    print(text, file=sys.stderr, flush=True)
+    """A remark that is no part of the result; a bar that stands there makes room."""
+    room = CLEARED if sys.stderr.isatty() else ""
+    print(f"{room}{text}", file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
@@ -74,11 +78,11 @@ class _Bar:
         self._shown_s = now
         filled = self.WIDTH * min(done, total) // max(1, total)
         bar = "█" * filled + "░" * (self.WIDTH - filled)
-        line = f"\r\x1b[K{self._label} {bar} {self._counts(done, total, now)}"
+        line = f"{CLEARED}{self._label} {bar} {self._counts(done, total, now)}"
         print(line, end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print(CLEARED, end="", file=sys.stderr, flush=True)
 
     def _counts(self, done: int, total: int, now: float) -> str:
         rate = done / max(1e-6, now - self._start_s)

@@ -57,11 +57,14 @@ CONFLICTS = (
         "the Triton kernels have no products of integers",
         "use weight_format fp8",
     ),
-    Conflict(
-        ("deterministic", "true"),
-        ("kernels", "reference"),
-        "the reference kernels multiply through torch, whose order of sums follows the size of a step",
-        "use kernels native on a CPU or triton on a GPU",
+    *(
+        Conflict(
+            ("deterministic", "true"),
+            ("kernels", kernels),
+            f"the {kernels} kernels multiply through torch, whose order of sums follows the size of a step",
+            "use kernels native on a CPU or triton on a GPU",
+        )
+        for kernels in ("reference", "padded", "flash")
     ),
     Conflict(
         ("deterministic", "true"),

@@ -38,7 +38,9 @@ class Sign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Technique:
-    """`on` and `off` give the same options. `is_rung` is False for what brings no speed by itself.
+    """`on` and `off` give the same options; none where each request says whether it wants it, or where it is always on.
+
+    `is_rung` is False for what brings no speed by itself, or needs what a ladder cannot choose.
 
     Without a `sign` the resolved configuration is what shows it. `is_base`: the naive rung has it too, as it would else
     be slower than what people run, and it is shown by leaving it out. `needs_weights`: random ones say nothing of it.
@@ -135,6 +137,13 @@ TECHNIQUES = (
         ),
     ),
     Technique(name="deadlines", on={"policy": "slo"}, off={"policy": "fcfs"}, is_rung=False),
+    Technique(name="preemption", on={}, off={}, is_rung=False),
+    Technique(
+        name="determinism",
+        on={"deterministic": "true"},
+        off={"deterministic": "false"},
+        is_rung=False,
+    ),
     Technique(
         name="weights as in the file",
         on={"weight_format": "native"},
@@ -169,11 +178,25 @@ TECHNIQUES = (
         is_rung=False,
     ),
     Technique(
+        name="INT8 weights and activations",
+        on={"weight_format": "w8a8"},
+        off={"weight_format": "dense"},
+        is_lossy=True,
+        is_rung=False,
+    ),
+    Technique(
         name="INT8 KV",
         on={"kv_format": "int8"},
         off={"kv_format": "auto"},
         sign=Sign(figure="kv_bytes_per_block", words="bytes of a KV block", is_less=True),
         is_lossy=True,
+    ),
+    Technique(
+        name="FP8 KV",
+        on={"kv_format": "fp8"},
+        off={"kv_format": "auto"},
+        is_lossy=True,
+        is_rung=False,
     ),
     Technique(
         name="prompt lookup",
@@ -183,11 +206,29 @@ TECHNIQUES = (
         needs_weights=True,
     ),
     Technique(
+        name="draft model",
+        on={"speculate": "draft_model"},
+        off={"speculate": "none"},
+        is_rung=False,
+        needs_weights=True,
+    ),
+    Technique(
         name="SnapKV",
         on={"kv_prune": "snapkv:window=16,budget=256"},
         off={"kv_prune": "none"},
         sign=Sign(figure="nonet_compactions", words="caches pruned"),
         is_lossy=True,
+    ),
+    Technique(
+        name="recent-only KV",
+        on={"kv_prune": "recent"},
+        off={"kv_prune": "none"},
+        is_lossy=True,
+        is_rung=False,
+    ),
+    Technique(name="grammars", on={}, off={}, is_rung=False),
+    Technique(
+        name="LoRA", on={"lora_modules": "NAME=DIRECTORY"}, off={"lora_modules": ""}, is_rung=False
     ),
     Technique(
         name="exact cache",

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nonet.cli.terminal import progress
+from nonet.cli.terminal import note, progress
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +32,18 @@ def test_a_bar(
     assert "1025" not in err
     for fragment in fragments:
         assert fragment in err
+
+
+def test_a_remark_stands_on_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note("plain")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress("m", "rungs") as show:
+        show(1, 2)
+        note("next")
+        show(2, 2)
+    plain, *screen = capsys.readouterr().err.split("\n")
+    assert plain == "plain"
+    # What stays of each line is what follows its last clearing.
+    assert [line.rpartition("\x1b[K")[2] for line in screen] == ["next", ""]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from nonet.bench.ladder.report import quality_words
 from nonet.bench.ladder.result import Climb, Measured
 from nonet.bench.metrics import Quantiles
 from nonet.config.convert import convert
@@ -87,12 +88,11 @@ def read_climb(file: Path) -> Climb:
 
 def cheapest(climb: Climb, targets: Targets, *, lossless: bool = False) -> Choice:
     """Of all rungs and of the full stack without one of them. ConfigError when none meets the targets."""
-    lossy = set(climb.lossy)
     candidates: list[Choice] = []
     judged: list[tuple[float, str]] = []
-    for number, one in enumerate((*climb.rungs, *climb.without)):
+    for one in (*climb.rungs, *climb.without):
         cost = one.cost_per_million(climb.price_per_hour)
-        if not one.is_shown or cost is None or (lossless and _is_lossy(climb, number, lossy)):
+        if not one.is_shown or cost is None or (lossless and _lossy_in(climb, one)):
             continue
         missed = targets.missed(one)
         if missed is None:
@@ -124,6 +124,7 @@ def as_toml(climb: Climb, choice: Choice, given: Mapping[str, str], targets: Tar
         if found is not None:
             value = getattr(found, targets.quantile)
             lines.append(f"# {name} {targets.quantile}: {value:.4g} s, {limit:g} asked for")
+    lines += _lossy_lines(climb, choice.measured)
     sections: dict[str, list[str]] = {}
     for name, text in {**given, **choice.measured.settings}.items():
         row = rows[name]
@@ -135,12 +136,29 @@ def as_toml(climb: Climb, choice: Choice, given: Mapping[str, str], targets: Tar
     return "\n".join(lines) + "\n"
 
 
-def _is_lossy(climb: Climb, number: int, lossy: set[str]) -> bool:
-    """Rungs are cumulative; what leaves one out of the full stack holds all the others."""
-    if number < len(climb.rungs):
-        return any(one.name in lossy for one in climb.rungs[: number + 1])
-    gone = climb.without[number - len(climb.rungs)].name.removeprefix("without ")
-    return any(one.name in lossy and one.name != gone for one in climb.rungs)
+def _lossy_in(climb: Climb, one: Measured) -> list[Measured]:
+    """The lossy rungs that a configuration holds: rungs are cumulative; the full stack without one has the others."""
+    below = climb.rungs
+    if one in below:
+        below = below[: below.index(one) + 1]
+    gone = one.name.removeprefix("without ") if one in climb.without else None
+    return [rung for rung in below if rung.name in climb.lossy and rung.name != gone]
+
+
+def _lossy_lines(climb: Climb, one: Measured) -> list[str]:
+    """What changes answers, and by how much; nothing for a lossless configuration."""
+    lossy = _lossy_in(climb, one)
+    if not lossy:
+        return []
+    names = ", ".join(rung.name for rung in lossy)
+    known = [rung for rung in lossy if rung.quality]
+    if not known:
+        return [f"# lossy: {names}; quality not measured"]
+    together = known[-1]  # with all the rungs below it
+    return [
+        f"# lossy: {names}",
+        f"# quality up to {together.name}: {quality_words(climb, together)}",
+    ]
 
 
 def _toml_value(value: object) -> str:

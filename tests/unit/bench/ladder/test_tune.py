@@ -87,6 +87,25 @@ def test_the_file_is_what_was_measured(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_lossy_choice_says_what_it_costs_in_quality() -> None:
+    climb, targets = tuned_climb(), parse_targets("ttft=2", "p99")
+
+    def comments(climb: Climb, *, lossless: bool = False) -> list[str]:
+        choice = cheapest(climb, targets, lossless=lossless)
+        return [line for line in as_toml(climb, choice, {}, targets).splitlines() if "ity" in line]
+
+    assert comments(climb) == ["# lossy: lossy; quality not measured"]
+    with_quality = msgspec.structs.replace(climb.rungs[-1], quality={"KL": 0.25})
+    known = msgspec.structs.replace(climb, rungs=[*climb.rungs[:-1], with_quality])
+    assert comments(known) == ["# quality up to lossy: KL 0.25"]
+    assert comments(known, lossless=True) == []
+    # The full stack without a rung still holds what is lossy in it, without that rung it does not.
+    fast = [measured("without good", 99.0), measured("without lossy", 98.0)]
+    full = msgspec.structs.replace(known, without=fast)
+    assert comments(full) == ["# quality up to lossy: KL 0.25"]
+    assert cheapest(full, targets, lossless=True).measured.name == "without lossy"
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, out = tmp_path / "ladder.json", tmp_path / "nonet.toml"
     results.write_bytes(msgspec.json.encode(tuned_climb()))
