@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.kernels.gpu_cases import DEVICE, DTYPES, INTERPRETER_WARNINGS
-from tests.kernels.test_lora import CASES, Case, Given, given, merged
+from tests.kernels.test_lora import CASES, LOWER, Case, Given, Ranks, filled_up, given, merged
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -21,12 +24,20 @@ MANY = [
     Case((3,) * 140 + (1,) * 60, inputs=600, outputs=(50,), rank=8),
     Case((0,) * (FEW_TOKENS + 1)),
 ]
+LOWER_MANY: list[tuple[Case, Ranks]] = [
+    (MANY[0], ((4, 4, 4), (4, 0, 2), (1, 1, 1))),
+    (MANY[1], ((16, 5), (0, 16), (0, 0))),
+    (MANY[2], ((3,), (8,), (0,))),
+]
 
 
 def found(made: Given, dtype: torch.dtype) -> torch.Tensor:
     factors = made.factors
     mine = LowRankFactors(
-        factors.first.to(DEVICE, dtype), factors.second.to(DEVICE, dtype), factors.ends
+        factors.first.to(DEVICE, dtype),
+        factors.second.to(DEVICE, dtype),
+        factors.ends,
+        None if factors.ranks is None else factors.ranks.to(DEVICE),
     )
     out = made.out.to(DEVICE, dtype, copy=True)
     returned = add_low_rank(out, made.x.to(DEVICE, dtype), mine, made.slots.to(DEVICE))
@@ -34,12 +45,16 @@ def found(made: Given, dtype: torch.dtype) -> torch.Tensor:
     return out.cpu()
 
 
+def error(out: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((out.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+
+
 @pytest.mark.parametrize("case", [*CASES, *MANY])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_equal_the_merged_matrix(case: Case, dtype: torch.dtype) -> None:
     made = given(case, dtype)
-    out, wanted = found(made, dtype), merged(made)
-    assert (out.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1) < LIMIT[dtype]
+    out = found(made, dtype)
+    assert error(out, merged(made)) < LIMIT[dtype]
     untouched = made.slots == 0
     assert torch.equal(out[untouched].float(), made.out[untouched].to(dtype).float())
 
@@ -51,3 +66,30 @@ def test_few_tokens_do_not_depend_on_each_other() -> None:
         one = slice(row, row + 1)
         alone = Given(made.x[one], made.out[one].clone(), made.factors, made.slots[one])
         assert torch.equal(found(alone, torch.float32), whole[one])
+
+
+@pytest.fixture
+def new_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("new_memory_is_nan")
+@pytest.mark.parametrize(("case", "ranks"), [*LOWER, *LOWER_MANY])
+@pytest.mark.parametrize("dtype", DTYPES[::2], ids=str)
+def test_filler_is_not_read(case: Case, ranks: Ranks, dtype: torch.dtype) -> None:
+    """It is not a number; the bits are those of filler of zeros that is read. Parts of rank 0 keep their bits."""
+    made = given(case, dtype)
+    zeros = filled_up(made, ranks, 0.0)
+    out = found(filled_up(made, ranks, torch.nan), dtype)
+    assert error(out, merged(zeros)) < LIMIT[dtype]
+    unsaid = LowRankFactors(zeros.factors.first, zeros.factors.second, zeros.factors.ends)
+    assert torch.equal(out, found(replace(zeros, factors=unsaid), dtype))
+    before = made.out.to(dtype)
+    for row, slot in enumerate(made.slots.tolist()):
+        start = 0
+        for end, used in zip(made.factors.ends, ranks[slot - 1], strict=True):
+            if slot and not used:
+                assert torch.equal(out[row, start:end], before[row, start:end])
+            start = end

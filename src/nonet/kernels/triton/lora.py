@@ -4,7 +4,8 @@ Two launches for each linear layer, whatever the slots are, so that a CUDA graph
 over shares of the inputs, the second adds these up in order, so nothing depends on who comes when. Few tokens (decode)
 take one program each and their factors are streamed once (BGMV of Punica, arXiv 2310.18547); many tokens take tiles and
 tensor cores, and a tile goes through the distinct slots of its tokens (SGMV without sorting: the tokens of a sequence
-stand together, so a tile has few slots).
+stand together, so a tile has few slots). Filler of a slot, of an adapter of lower rank or of matrices that it leaves
+alone, is not read: reading the factors is what takes the time.
 """
 
 from __future__ import annotations
@@ -59,18 +60,19 @@ def _shrink_few(
     x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor, inner: torch.Tensor
 ) -> None:
     tokens, inputs = x.shape
-    rank = factors.rank
     _shrink_few_kernel[(tokens, inner.shape[0], len(factors.ends))](
         x,
         factors.first,
+        _ranks_of(factors),
         slots,
         inner,
         tokens,
         K=inputs,
         WIDTH=inner.shape[2],
-        RANK=rank,
-        TERMS=triton.next_power_of_2(rank),
+        RANK=factors.rank,
+        TERMS=triton.next_power_of_2(factors.rank),
         INPUTS=FEW_INPUTS,
+        HAS_RANKS=factors.ranks is not None,
         num_warps=4,
     )
 
@@ -83,6 +85,7 @@ def _expand_few(
     _expand_few_kernel[(tokens, _column_tiles(factors, FEW_OUTPUTS))](
         out,
         factors.second,
+        _ranks_of(factors),
         slots,
         inner,
         tokens,
@@ -95,6 +98,7 @@ def _expand_few(
         OUTPUTS=FEW_OUTPUTS,
         END0=ends[0],
         END1=ends[1],
+        HAS_RANKS=factors.ranks is not None,
         num_warps=4,
     )
 
@@ -107,6 +111,7 @@ def _shrink_tiles(
     _shrink_tiles_kernel[(triton.cdiv(tokens, TILE_TOKENS), shares, len(factors.ends))](
         x,
         factors.first,
+        _ranks_of(factors),
         slots,
         inner,
         tokens,
@@ -118,6 +123,7 @@ def _shrink_tiles(
         INPUTS=TILE_INPUTS,
         STEPS=triton.cdiv(triton.cdiv(inputs, TILE_INPUTS), shares),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        HAS_RANKS=factors.ranks is not None,
         num_warps=4,
     )
 
@@ -131,6 +137,7 @@ def _expand_tiles(
     _expand_tiles_kernel[grid](
         out,
         factors.second,
+        _ranks_of(factors),
         slots,
         inner,
         tokens,
@@ -144,8 +151,14 @@ def _expand_tiles(
         END0=ends[0],
         END1=ends[1],
         PRECISION="ieee" if out.dtype == torch.float32 else "tf32",
+        HAS_RANKS=factors.ranks is not None,
         num_warps=4,
     )
+
+
+def _ranks_of(factors: LowRankFactors) -> torch.Tensor:
+    """Where there are none, something in their place that is not read."""
+    return factors.first if factors.ranks is None else factors.ranks
 
 
 def _padded_ends(factors: LowRankFactors) -> tuple[int, int]:
@@ -164,62 +177,67 @@ def _column_tiles(factors: LowRankFactors, size: int) -> int:
 
 @triton.jit(do_not_specialize=["tokens"])
 def _shrink_few_kernel(
-    x, first, slots, inner, tokens,
+    x, first, ranks, slots, inner, tokens,
     K: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, TERMS: tl.constexpr,
-    INPUTS: tl.constexpr,
+    INPUTS: tl.constexpr, HAS_RANKS: tl.constexpr,
 ):  # fmt: skip
     token, share, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     slot = tl.load(slots + token)
     if slot > 0:
-        term = tl.arange(0, TERMS)
-        at = share * INPUTS + tl.arange(0, INPUTS)
-        row = (slot - 1).to(tl.int64) * WIDTH + part * RANK + term
-        factor = tl.load(
-            first + row[:, None] * K + at[None, :],
-            mask=(term < RANK)[:, None] & (at < K)[None, :],
-            other=0.0,
-        )
-        value = tl.load(x + token.to(tl.int64) * K + at, mask=at < K, other=0.0)
-        total = tl.sum(factor.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
-        to = (share * tokens + token).to(tl.int64) * WIDTH + part * RANK + term
-        tl.store(inner + to, total, mask=term < RANK)
+        used = _used_terms(ranks, slot, part, WIDTH, RANK, HAS_RANKS)
+        if used > 0:
+            term = tl.arange(0, TERMS)
+            at = share * INPUTS + tl.arange(0, INPUTS)
+            row = (slot - 1).to(tl.int64) * WIDTH + part * RANK + term
+            factor = tl.load(
+                first + row[:, None] * K + at[None, :],
+                mask=(term < used)[:, None] & (at < K)[None, :],
+                other=0.0,
+            )
+            value = tl.load(x + token.to(tl.int64) * K + at, mask=at < K, other=0.0)
+            total = tl.sum(factor.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
+            to = (share * tokens + token).to(tl.int64) * WIDTH + part * RANK + term
+            tl.store(inner + to, total, mask=term < RANK)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _expand_few_kernel(
-    out, second, slots, inner, tokens,
+    out, second, ranks, slots, inner, tokens,
     N: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, TERMS: tl.constexpr,
     SHARES: tl.constexpr, SHARES_PADDED: tl.constexpr, OUTPUTS: tl.constexpr,
-    END0: tl.constexpr, END1: tl.constexpr,
+    END0: tl.constexpr, END1: tl.constexpr, HAS_RANKS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     slot = tl.load(slots + token)
     if slot > 0:
         part, start, end = _columns(tl.program_id(1), N, OUTPUTS, END0, END1)
-        term = tl.arange(0, TERMS)
-        share = tl.arange(0, SHARES_PADDED)
-        from_ = (share * tokens + token).to(tl.int64)[:, None] * WIDTH + part * RANK + term[None, :]
-        mask = (share < SHARES)[:, None] & (term < RANK)[None, :]
-        total = tl.sum(tl.load(inner + from_, mask=mask, other=0.0), axis=0)
-        at = start + tl.arange(0, OUTPUTS)
-        inside = at < end
-        row = (slot - 1).to(tl.int64) * RANK + term
-        factor = tl.load(
-            second + row[:, None] * N + at[None, :],
-            mask=(term < RANK)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        added = tl.sum(factor.to(tl.float32) * total[:, None], axis=0)
-        to = out + token.to(tl.int64) * N + at
-        before = tl.load(to, mask=inside, other=0.0).to(tl.float32)
-        tl.store(to, (before + added).to(out.dtype.element_ty), mask=inside)
+        used = _used_terms(ranks, slot, part, WIDTH, RANK, HAS_RANKS)
+        if used > 0:
+            term = tl.arange(0, TERMS)
+            share = tl.arange(0, SHARES_PADDED)
+            from_ = (share * tokens + token).to(tl.int64)[:, None] * WIDTH + part * RANK
+            mask = (share < SHARES)[:, None] & (term < RANK)[None, :]
+            total = tl.sum(tl.load(inner + from_ + term[None, :], mask=mask, other=0.0), axis=0)
+            at = start + tl.arange(0, OUTPUTS)
+            inside = at < end
+            row = (slot - 1).to(tl.int64) * RANK + term
+            factor = tl.load(
+                second + row[:, None] * N + at[None, :],
+                mask=(term < used)[:, None] & inside[None, :],
+                other=0.0,
+            )
+            added = tl.sum(factor.to(tl.float32) * total[:, None], axis=0)
+            to = out + token.to(tl.int64) * N + at
+            before = tl.load(to, mask=inside, other=0.0).to(tl.float32)
+            tl.store(to, (before + added).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _shrink_tiles_kernel(
-    x, first, slots, inner, tokens,
+    x, first, ranks, slots, inner, tokens,
     K: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, TERMS: tl.constexpr,
     TOKENS: tl.constexpr, INPUTS: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_RANKS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     share, part = tl.program_id(1), tl.program_id(2)
@@ -228,33 +246,35 @@ def _shrink_tiles_kernel(
     slot = tl.max(left, axis=0)
     while slot > 0:
         mine = left == slot
-        row = (slot - 1).to(tl.int64) * WIDTH + part * RANK + term
-        acc = tl.zeros([TOKENS, TERMS], tl.float32)
-        for step in range(STEPS):
-            at = (share * STEPS + step) * INPUTS + tl.arange(0, INPUTS)
-            value = tl.load(
-                x + token.to(tl.int64)[:, None] * K + at[None, :],
-                mask=mine[:, None] & (at < K)[None, :],
-                other=0.0,
-            )
-            factor = tl.load(
-                first + row[None, :] * K + at[:, None],
-                mask=(term < RANK)[None, :] & (at < K)[:, None],
-                other=0.0,
-            )
-            acc = tl.dot(value, factor, acc, input_precision=PRECISION)
-        to = (share * tokens + token).to(tl.int64)[:, None] * WIDTH + part * RANK + term[None, :]
-        tl.store(inner + to, acc, mask=mine[:, None] & (term < RANK)[None, :])
+        used = _used_terms(ranks, slot, part, WIDTH, RANK, HAS_RANKS)
+        if used > 0:
+            row = (slot - 1).to(tl.int64) * WIDTH + part * RANK + term
+            acc = tl.zeros([TOKENS, TERMS], tl.float32)
+            for step in range(STEPS):
+                at = (share * STEPS + step) * INPUTS + tl.arange(0, INPUTS)
+                value = tl.load(
+                    x + token.to(tl.int64)[:, None] * K + at[None, :],
+                    mask=mine[:, None] & (at < K)[None, :],
+                    other=0.0,
+                )
+                factor = tl.load(
+                    first + row[None, :] * K + at[:, None],
+                    mask=(term < used)[None, :] & (at < K)[:, None],
+                    other=0.0,
+                )
+                acc = tl.dot(value, factor, acc, input_precision=PRECISION)
+            to = (share * tokens + token).to(tl.int64)[:, None] * WIDTH + part * RANK
+            tl.store(inner + to + term[None, :], acc, mask=mine[:, None] & (term < RANK)[None, :])
         left = tl.where(mine, 0, left)
         slot = tl.max(left, axis=0)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _expand_tiles_kernel(
-    out, second, slots, inner, tokens,
+    out, second, ranks, slots, inner, tokens,
     N: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, TERMS: tl.constexpr,
     SHARES: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, END0: tl.constexpr,
-    END1: tl.constexpr, PRECISION: tl.constexpr,
+    END1: tl.constexpr, PRECISION: tl.constexpr, HAS_RANKS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     part, start, end = _columns(tl.program_id(1), N, OUTPUTS, END0, END1)
@@ -265,27 +285,37 @@ def _expand_tiles_kernel(
     slot = tl.max(left, axis=0)
     while slot > 0:
         mine = left == slot
-        total = tl.zeros([TOKENS, TERMS], tl.float32)
-        for share in range(SHARES):
-            from_ = (share * tokens + token).to(tl.int64)[:, None] * WIDTH + part * RANK
-            total += tl.load(
-                inner + from_ + term[None, :],
-                mask=mine[:, None] & (term < RANK)[None, :],
+        used = _used_terms(ranks, slot, part, WIDTH, RANK, HAS_RANKS)
+        if used > 0:
+            total = tl.zeros([TOKENS, TERMS], tl.float32)
+            for share in range(SHARES):
+                from_ = (share * tokens + token).to(tl.int64)[:, None] * WIDTH + part * RANK
+                total += tl.load(
+                    inner + from_ + term[None, :],
+                    mask=mine[:, None] & (term < RANK)[None, :],
+                    other=0.0,
+                )
+            row = (slot - 1).to(tl.int64) * RANK + term
+            factor = tl.load(
+                second + row[:, None] * N + at[None, :],
+                mask=(term < used)[:, None] & inside[None, :],
                 other=0.0,
             )
-        row = (slot - 1).to(tl.int64) * RANK + term
-        factor = tl.load(
-            second + row[:, None] * N + at[None, :],
-            mask=(term < RANK)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        added = tl.dot(total.to(factor.dtype), factor, input_precision=PRECISION)
-        to = out + token.to(tl.int64)[:, None] * N + at[None, :]
-        mask = mine[:, None] & inside[None, :]
-        before = tl.load(to, mask=mask, other=0.0).to(tl.float32)
-        tl.store(to, (before + added).to(out.dtype.element_ty), mask=mask)
+            added = tl.dot(total.to(factor.dtype), factor, input_precision=PRECISION)
+            to = out + token.to(tl.int64)[:, None] * N + at[None, :]
+            mask = mine[:, None] & inside[None, :]
+            before = tl.load(to, mask=mask, other=0.0).to(tl.float32)
+            tl.store(to, (before + added).to(out.dtype.element_ty), mask=mask)
         left = tl.where(mine, 0, left)
         slot = tl.max(left, axis=0)
+
+
+@triton.jit
+def _used_terms(
+    ranks, slot, part, WIDTH: tl.constexpr, RANK: tl.constexpr, HAS_RANKS: tl.constexpr
+):
+    """How many terms of a slot's part are no filler; where it is 0, `inner` is not written either."""
+    return tl.load(ranks + (slot - 1) * (WIDTH // RANK) + part) if HAS_RANKS else RANK
 
 
 @triton.jit
