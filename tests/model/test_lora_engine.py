@@ -164,6 +164,27 @@ def test_adapters_over_a_quantised_base(tmp_path: Path, kernels: str, weight_for
             assert_merged(merged[name], output)
 
 
+def test_an_adapter_of_further_layers_comes_while_serving(tmp_path: Path) -> None:
+    """Layers that no adapter touches are left out of recordings, so those are made anew then."""
+    base = save("llama", tmp_path / "base")
+    write_tokenizer(tmp_path / "base")
+    narrow = config(target_modules=["q_proj", "v_proj"])
+    merged = {
+        None: base,
+        "narrow": adapt(base, narrow, tmp_path / "narrow", 1),
+        "wide": adapt(base, config(), tmp_path / "wide", 2),
+    }
+    modules = (f"narrow={tmp_path / 'narrow'}", f"wide={tmp_path / 'wide'}")
+    with LLM(str(tmp_path / "base"), lora_modules=modules, **ROOMY) as llm:
+        for names in (["narrow", None], [None, "narrow", "wide"], ["narrow"], [None]):
+            outputs = llm.generate(prompts(len(names)), GREEDY, adapter=names)
+            for name, output in zip(names, outputs, strict=True):
+                assert_merged(merged[name], output)
+        stats = llm.engine.stats()
+        is_recorded = "recorded" in llm.engine.info.attention
+        assert stats.recorded_steps == (stats.steps if is_recorded else 0)
+
+
 def test_a_wrong_name_or_number_of_adapters_is_said(many: Path) -> None:
     with LLM(str(many / "base"), lora_modules=modules(many, 1), **ROOMY) as llm:
         with pytest.raises(InvalidRequestError, match="no adapter 'b' is loaded; loaded: a0"):

@@ -157,7 +157,7 @@ def first_factor_of_another_slot(patch: pytest.MonkeyPatch) -> None:
 
     def store(self: AdapterLayers, adapter: Adapter, slot: int) -> None:
         right(self, adapter, slot)
-        for factors in self._factors:
+        for factors in (linear.factors for linear in self._linears):
             factors.first[:2] = factors.first[:2].flip(0)
 
     patch.setattr(AdapterLayers, "store", store)
@@ -185,7 +185,7 @@ def leftovers_of_the_last_one_in_the_slot(patch: pytest.MonkeyPatch) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(torch.Tensor, "zero_", lambda tensor: tensor)
             right(self, adapter, slot)
-        for factors in self._factors:
+        for factors in (linear.factors for linear in self._linears):
             assert factors.ranks is not None
             factors.ranks[slot - 1] = factors.rank
 
@@ -197,7 +197,7 @@ def last_term_left_out(patch: pytest.MonkeyPatch) -> None:
 
     def store(self: AdapterLayers, adapter: Adapter, slot: int) -> None:
         right(self, adapter, slot)
-        for factors in self._factors:
+        for factors in (linear.factors for linear in self._linears):
             assert factors.ranks is not None
             factors.ranks[slot - 1] = (factors.ranks[slot - 1] - 1).clamp(min=0)
 

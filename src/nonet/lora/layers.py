@@ -2,7 +2,8 @@
 
 Idea: y = W x + scale * B (A x), with A and B of the adapter of each token's own sequence. Reference: LoRA
 (arXiv 2106.09685); many adapters in one batch: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285). Cost: rank *
-(inputs + outputs) more weights to read for each adapter in a step; steps without one run as if there were none.
+(inputs + outputs) more weights to read for each adapter in a step, in the layers that one adds to; steps without one
+run as if there were none.
 Good for: many fine-tuned variants on the memory of one model. Conflicts: none; a quantised base is multiplied as it is.
 """
 
@@ -22,7 +23,7 @@ from nonet.lora.adapter import Adapter, LayerShape
 __all__ = ["AdaptedLinear", "AdapterLayers", "LoraOps"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AdaptedLinear:
     """A packed linear layer and the slots beside it."""
 
@@ -33,53 +34,68 @@ class AdaptedLinear:
 class LoraOps(WrappedOps):
     """Adds each token's adapter to the linear layers that have slots; everything else is the inner implementation's.
 
-    `rows` says which slot each token of the step has; whoever fills it does so before the forward pass.
+    `rows` says which slot each token of the step has; whoever fills it does so before the forward pass. `touched` are
+    the layers that some adapter in a slot has ever added to, and only grows: the others cost nothing.
     """
 
     def __init__(self, inner: Ops) -> None:
         super().__init__(inner)
         self.rows = AdapterRows(torch.zeros(0, dtype=torch.int32, device=inner.device))
+        self.touched: set[AdaptedLinear] = set()
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         if not isinstance(weight, AdaptedLinear):
             return self.inner.linear(x, weight)
         out = self.inner.linear(x, weight.base)
-        if not self.rows.in_use:
+        if not self.rows.in_use or weight not in self.touched:
             return out
         return self.inner.lora(out, x, weight.factors, self.rows.slots[: x.shape[0]])
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
     ) -> Recording | None:
-        """Two recordings: steps without an adapter replay the one that they would have alone."""
-        plain = self._record(forward, largest, in_use=False)
-        adapted = self._record(forward, largest, in_use=True)
-        if plain is None or adapted is None:
+        """Steps without an adapter replay the recording that they would have alone; others have one of their own."""
+        assert not self.rows.in_use, "recorded before the first step"
+        plain = self.inner.record(forward, largest)
+        if plain is None:
             return None
-        return _EitherRecording(self.rows, plain, adapted)
-
-    def _record(
-        self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape, *, in_use: bool
-    ) -> Recording | None:
-        self.rows.in_use = in_use
-        try:
-            return self.inner.record(forward, largest)
-        finally:
-            self.rows.in_use = False
+        return _EitherRecording(self, plain, lambda: self.inner.record(forward, largest))
 
 
-@dataclass(frozen=True, slots=True)
 class _EitherRecording:
-    rows: AdapterRows
-    plain: Recording
-    adapted: Recording
+    """Knows the layers that the adapted steps' recording adds to: touched ones that it lacks make it anew."""
+
+    def __init__(
+        self, ops: LoraOps, plain: Recording, record: Callable[[], Recording | None]
+    ) -> None:
+        self._ops = ops
+        self._plain = plain
+        self._record = record
+        self._adapted: Recording | None = None
+        self._num_touched = 0  # when it was made
+        self._num_given_up = 0  # replays of those that others took the place of
 
     @property
     def num_replays(self) -> int:
-        return self.plain.num_replays + self.adapted.num_replays
+        adapted = 0 if self._adapted is None else self._adapted.num_replays
+        return self._plain.num_replays + self._num_given_up + adapted
 
     def replay(self, shape: StepShape) -> torch.Tensor:
-        return (self.adapted if self.rows.in_use else self.plain).replay(shape)
+        if not self._ops.rows.in_use:
+            return self._plain.replay(shape)
+        return self._current().replay(shape)
+
+    def _current(self) -> Recording:
+        """Called in a step with an adapter, so what is recorded here adds adapters."""
+        if self._adapted is not None and len(self._ops.touched) == self._num_touched:
+            return self._adapted
+        if self._adapted is not None:
+            self._num_given_up += self._adapted.num_replays
+            self._adapted = None  # its memory can serve the next one
+        made = self._record()
+        assert made is not None, "a recording was made before"
+        self._adapted, self._num_touched = made, len(self._ops.touched)
+        return made
 
 
 class AdapterLayers:
@@ -91,7 +107,7 @@ class AdapterLayers:
     def __init__(
         self,
         parameters: Parameters,
-        ops: Ops,
+        ops: LoraOps,
         shapes: Mapping[str, tuple[int, int]],
         *,
         num_slots: int,
@@ -102,7 +118,7 @@ class AdapterLayers:
         self._shapes = shapes
         self._num_slots = num_slots
         self._max_rank = max_rank
-        self._factors: list[LowRankFactors] = []
+        self._linears: list[AdaptedLinear] = []
         self.layers: list[LayerShape] = []
 
     def linear(self, *names: str, bias: bool = False) -> PackedLinear:
@@ -111,10 +127,9 @@ class AdapterLayers:
             return base
         outputs = tuple(self._shapes[name][0] for name in names)
         layer = LayerShape(names, outputs, self._shapes[names[0]][1])
-        factors = self._allocate(layer)
         self.layers.append(layer)
-        self._factors.append(factors)
-        return AdaptedLinear(base, factors)
+        self._linears.append(AdaptedLinear(base, self._allocate(layer)))
+        return self._linears[-1]
 
     def norm(self, name: str) -> torch.Tensor:
         return self._parameters.norm(name)
@@ -125,7 +140,8 @@ class AdapterLayers:
     @torch.inference_mode()
     def store(self, adapter: Adapter, slot: int) -> None:
         """Copy an adapter into a slot, over whatever was there."""
-        for factors, host in zip(self._factors, adapter.layers, strict=True):
+        for linear, host in zip(self._linears, adapter.layers, strict=True):
+            factors = linear.factors
             first, second = factors.first[slot - 1], factors.second[slot - 1]
             parts, rank = len(factors.ends), factors.rank
             used = 0 if host is None else host.second.shape[0]
@@ -136,6 +152,7 @@ class AdapterLayers:
             ranks = (0,) * parts if host is None else host.ranks
             factors.ranks[slot - 1] = torch.tensor(ranks, dtype=torch.int32)
             if host is not None:
+                self._ops.touched.add(linear)
                 by_part[:, :used].copy_(host.first)
                 second[:used].copy_(host.second)
 
