@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -94,6 +95,18 @@ def expected(llm: LLM) -> list[list[int]]:
 
 def test_a_mixed_batch_equals_each_alone(llm: LLM, expected: list[list[int]]) -> None:
     assert generate(llm, wanted(llm)) == expected
+
+
+def test_running_ahead_changes_nothing(llm: LLM, expected: list[list[int]]) -> None:
+    """The next step's forward pass is launched before the tokens that the masks are made of were read."""
+    parts = llm.engine.parts
+    llm.engine.parts = dataclasses.replace(parts, depth=1)
+    before = llm.engine.times.overlapped_steps
+    try:
+        assert generate(llm, wanted(llm)) == expected
+    finally:
+        llm.engine.parts = parts
+    assert llm.engine.times.overlapped_steps - before > 30
 
 
 def test_an_answer_finishes_in_time(llm: LLM) -> None:

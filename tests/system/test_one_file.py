@@ -95,6 +95,8 @@ class Signs:
 
 EVEN_ONLY = """
 class EvenOnly:
+    reads_tokens = False
+
     def __init__(self, vocab_size: int) -> None: ...
     def add(self, slot, sequence) -> bool:
         return True

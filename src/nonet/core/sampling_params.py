@@ -53,11 +53,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.presence_penalty != 0.0
         )
 
-    @property
-    def needs_host_tokens(self) -> bool:
-        """Whether a token can be chosen only once the host has seen the one before it."""
-        return self.grammar is not None or self.needs_penalties
-
     def verify(self, vocab_size: int) -> None:
         """Raise InvalidRequestError for a value out of its range or a token id outside the vocabulary."""
         for field in (

@@ -59,15 +59,17 @@ class _OfPrompts:
     pooled: dict[int, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LaunchedStep:
     """What the device was asked for and has not answered yet."""
 
     plan: StepPlan
     rows: list[SampleRow]
-    samples: DeviceSamples | None  # None: the step samples nothing
+    logits: torch.Tensor | None  # None: the step samples nothing
+    drafted: dict[int, Drafted]
     prompts: _OfPrompts
     clock: DeviceClock
+    samples: DeviceSamples | None = None  # None until they were asked for
 
 
 class Runner:
@@ -87,6 +89,8 @@ class Runner:
         self._model = model
         self._ops = ops
         self._sampled: torch.Tensor | None = None  # ids of the last launched step
+        self._num_uncollected = 0
+        self._unsampled: LaunchedStep | None = None  # waits for the tokens of the step before it
         self._buffers = buffers
         self._sequences = sequences
         self._sampler = sampler
@@ -99,13 +103,17 @@ class Runner:
 
     def time_step(self, num_tokens: int) -> float:
         """Seconds of a forward pass of that many tokens, all sampled; before the first request."""
-        seconds = time_step(self._logits, self._sequences, num_tokens)
+        seconds = time_step(self._logits, self._sequences, num_tokens, self._buffers.device)
         self.times = RunnerTimes()
         return seconds
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Ask the device for the plan's step; a row may begin at the token that the last launched step samples."""
+        """Ask the device for the plan's step; a row may begin at the token that the last launched step samples.
+
+        Where a row's token can be chosen only once the host knows the one before it, the forward pass runs now and
+        the sampling is asked for when the step before is collected: both at work, neither waits for the other.
+        """
         began = time.perf_counter()
         self._take_changes(plan)
         clock = DeviceClock(self._buffers.device)
@@ -132,29 +140,42 @@ class Runner:
         forwarded = time.perf_counter()
         self._show(plan.rows, logits)
         rows = self._sample_rows(plan.rows)
-        samples = None
-        if rows and logits is not None:
-            samples = self._sampler.sample_on_device(logits, rows, self._drafted(plan.rows))
-        self._note_unread(plan.rows, samples)
-        clock.stop()
+        launched = LaunchedStep(plan, rows, logits, self._drafted(plan.rows), prompts, clock)
+        self._note_unread(plan.rows)
+        if self._num_uncollected and self._sampler.reads_tokens(rows):
+            self._unsampled = launched
+        else:
+            self._sample(launched)
+        self._num_uncollected += 1
         self.times.prepare_s += prepared - began
         self.times.forward_s += forwarded - prepared
         self.times.sample_s += time.perf_counter() - forwarded
-        return LaunchedStep(plan, rows, samples, prompts, clock)
+        return launched
 
     @torch.inference_mode()
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for the step; a row's failure is in its result, never an exception."""
         began = time.perf_counter()
         sampled = [] if step.samples is None else self._sampler.read(step.samples, step.rows)
-        self.times.device_s += step.clock.seconds()
         result = self._results(step.plan, sampled, step.prompts)
+        self._num_uncollected -= 1
+        if self._unsampled is not None:
+            self._sample(self._unsampled)
+        self.times.device_s += step.clock.seconds()
         sampled_at = time.perf_counter()
         if self._proposer is not None:
             result = self._propose(self._proposer, step.plan.rows, result)
         self.times.sample_s += sampled_at - began
         self.times.propose_s += time.perf_counter() - sampled_at
         return result
+
+    def _sample(self, step: LaunchedStep) -> None:
+        """Ask the device for the step's tokens."""
+        self._unsampled = None
+        if step.rows and step.logits is not None:
+            step.samples = self._sampler.sample_on_device(step.logits, step.rows, step.drafted)
+        self._sampled = None if step.samples is None else step.samples.ids
+        step.clock.stop()
 
     def _take_changes(self, plan: StepPlan) -> None:
         for seq_id in plan.gone:
@@ -205,9 +226,8 @@ class Runner:
             for draft in range(row.num_samples)
         ]
 
-    def _note_unread(self, rows: Sequence[Row], samples: DeviceSamples | None) -> None:
+    def _note_unread(self, rows: Sequence[Row]) -> None:
         """Where the next step finds the tokens of this one, should it begin before they are read."""
-        self._sampled = None if samples is None else samples.ids
         first = 0
         for row in rows:
             if row.num_samples == 1:

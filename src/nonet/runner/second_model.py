@@ -78,7 +78,7 @@ class SideModel:
 
     def time_step(self, num_tokens: int) -> float:
         """Seconds of a pass of that many tokens."""
-        return time_step(self.logits, self._sequences, num_tokens)
+        return time_step(self.logits, self._sequences, num_tokens, self._buffers.device)
 
 
 def _planned(row: SecondRow) -> Row:

@@ -95,6 +95,14 @@ class Sampler:
             truncation.remove(slot)
         self._slots[slot] = None
 
+    def reads_tokens(self, rows: Sequence[SampleRow]) -> bool:
+        """Whether some row can be sampled only after `append` brought its sequence's last token."""
+        return any(
+            self._processors[number].reads_tokens
+            for row in rows
+            for number in self._slot(row.slot).acting
+        )
+
     def sample(
         self,
         logits: torch.Tensor,

@@ -35,7 +35,14 @@ class ProcessorRow:
 
 
 class LogitsProcessor(Protocol):
-    """Changes logits before the ranking is made."""
+    """Changes logits before the ranking is made.
+
+    `reads_tokens`: what `apply` does depends on the tokens that `append` brings. A step is then sampled from only once
+    the tokens of the step before it are on the host, while its forward pass already runs.
+    """
+
+    @property
+    def reads_tokens(self) -> bool: ...
 
     def add(self, slot: int, sequence: NewSequence) -> bool:
         """Take note of a sequence; False when it asks for nothing here (then nothing is kept)."""

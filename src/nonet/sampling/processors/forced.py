@@ -19,6 +19,8 @@ __all__ = ["Forced"]
 class Forced:
     """Leaves one token possible at each of the first `len(params.forced_ids)` outputs."""
 
+    reads_tokens = False
+
     def __init__(self, vocab_size: int) -> None:
         self._texts: dict[int, tuple[int, list[int]]] = {}  # slot: position of the first, ids
 

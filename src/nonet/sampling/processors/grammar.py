@@ -8,7 +8,7 @@ and then how long its quickest end is; where that no longer fits, the tokens of 
 Reference: arXiv 2411.15100 (masks, speculation), github.com/guidance-ai/llguidance.
 Cost: about 50 microseconds of host time per row and step, and a pass over the masked rows.
 Good for: answers that a program reads.
-Conflicts: none; a row needs the token before it on the host, so it cannot run ahead.
+Conflicts: none.
 
 Shapes: R rows, V vocabulary, W words of 32 tokens.
 """
@@ -36,6 +36,8 @@ _SPARE = 64  # tokens kept for what is begun between two looks, where max_tokens
 
 class GrammarMask:
     """Applies `params.grammar`. Must come after everything that could raise a logit from -inf; nothing here does."""
+
+    reads_tokens = True
 
     def __init__(self, vocab_size: int, compiler: GrammarCompiler) -> None:
         self._vocab_size = vocab_size

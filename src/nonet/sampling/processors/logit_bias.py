@@ -16,6 +16,8 @@ __all__ = ["LogitBias"]
 class LogitBias:
     """Adds `params.logit_bias`."""
 
+    reads_tokens = False
+
     def __init__(self, vocab_size: int) -> None:
         self._biases: dict[int, tuple[list[int], list[float]]] = {}
 

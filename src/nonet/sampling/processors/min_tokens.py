@@ -20,6 +20,8 @@ __all__ = ["MinTokens"]
 class MinTokens:
     """Sets the ending tokens' logits to -inf while the output is too short."""
 
+    reads_tokens = False
+
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._until: dict[

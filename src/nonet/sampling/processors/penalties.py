@@ -27,6 +27,8 @@ __all__ = ["Penalties"]
 class Penalties:
     """Applies the three penalties."""
 
+    reads_tokens = True
+
     def __init__(self, vocab_size: int) -> None:
         self._seen: dict[int, _Seen] = {}
 

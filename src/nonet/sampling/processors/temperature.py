@@ -22,6 +22,8 @@ _SMALLEST = 1e-20
 class Temperature:
     """Divides by `params.temperature`."""
 
+    reads_tokens = False
+
     def __init__(self, vocab_size: int) -> None:
         self._temperatures: dict[int, float] = {}
 
