@@ -11,6 +11,7 @@ continuation on configurations that differ in `kv_prune`.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -55,17 +56,28 @@ def main(given: Sequence[str] | None = None) -> None:
         model = arguments.model
         if arguments.shape is not None:
             model = write_shape(Path(folder), arguments.shape)
-        rows = [row for length in arguments.lengths for row in measure(arguments, model, length)]
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        record = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-        record["torch"] = torch.__version__
-        record["device_name"] = _device_name(arguments.device)
-        name = arguments.shape or Path(arguments.model).stem
-        target = arguments.out / f"{name}-{arguments.device}.json"
-        target.write_text(
-            json.dumps({**record, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-        )
+        rows: list[Row] = []
+        for length in arguments.lengths:
+            rows += measure(arguments, model, length)
+            _write(arguments, rows)
+            # The engine before holds the memory that the next one asks for until its cycles are collected.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _write(arguments: argparse.Namespace, rows: list[Row]) -> None:
+    if arguments.out is None:
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
+    record["torch"] = torch.__version__
+    record["device_name"] = _device_name(arguments.device)
+    name = arguments.shape or Path(arguments.model).stem
+    target = arguments.out / f"{name}-{arguments.device}.json"
+    target.write_text(
+        json.dumps({**record, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+    )
 
 
 def measure(arguments: argparse.Namespace, model: str, length: int) -> list[Row]:
