@@ -94,13 +94,25 @@ def ops_of(name: str, dtype: torch.dtype, threads: int = 2) -> Ops:
     return ReferenceOps(dtype, CPU) if name == "reference" else NativeOps(dtype, threads)
 
 
+def add(
+    ops: Ops,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    factors: LowRankFactors,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """Both products."""
+    sum_: torch.Tensor = ops.lora_add(out, ops.lora_inner(x, factors, slots), factors, slots)
+    return sum_
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_equal_the_merged_matrix(implementation: str, case: Case, dtype: torch.dtype) -> None:
     ops, made = ops_of(implementation, dtype), given(case, dtype)
     kept = dtype if implementation == "reference" else torch.float32
     x, out = made.x.to(kept), made.out.to(kept, copy=True)
-    returned = ops.lora(out, x, made.factors, made.slots)
+    returned = add(ops, out, x, made.factors, made.slots)
     assert returned is out, "the addition is in place"
     assert close(out, merged(made), dtype)
     untouched = made.slots == 0
@@ -122,7 +134,7 @@ def test_the_comparison_sees_mutants() -> None:
     ops = ReferenceOps(torch.float32, CPU)
     for mutant in (other_slot, swapped):
         assert not close(
-            ops.lora(made.out.clone(), made.x, mutant, made.slots), wanted, torch.float32
+            add(ops, made.out.clone(), made.x, mutant, made.slots), wanted, torch.float32
         )
 
 
@@ -159,9 +171,8 @@ def test_filler_is_not_read(
     junk = torch.nan if implementation == "native" else 0.0
     factors = filled_up(made, ranks, junk).factors
     kept = dtype if implementation == "reference" else torch.float32
-    found = ops_of(implementation, dtype).lora(
-        made.out.to(kept, copy=True), made.x.to(kept), factors, made.slots
-    )
+    ops = ops_of(implementation, dtype)
+    found = add(ops, made.out.to(kept, copy=True), made.x.to(kept), factors, made.slots)
     assert close(found, merged(filled_up(made, ranks, 0.0)), dtype)
 
 
@@ -169,13 +180,12 @@ def test_filler_is_not_read(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_rows_have_the_same_bits_in_every_step(dtype: torch.dtype) -> None:
     made = given(CASES[3], dtype)
-    whole = NativeOps(dtype, 3).lora(made.out.clone(), made.x, made.factors, made.slots)
+    whole = add(NativeOps(dtype, 3), made.out.clone(), made.x, made.factors, made.slots)
     alone = NativeOps(dtype, 1)
     for row in range(len(made.slots)):
         one = slice(row, row + 1)
-        found = alone.lora(
-            made.out[one].clone(), made.x[one].contiguous(), made.factors, made.slots[one]
-        )
+        x = made.x[one].contiguous()
+        found = add(alone, made.out[one].clone(), x, made.factors, made.slots[one])
         assert torch.equal(found, whole[one])
 
 
@@ -192,7 +202,11 @@ def test_native_records_it(dtype: torch.dtype) -> None:
 
     def forward(live: int) -> torch.Tensor:
         gated = ops.gated(ops.gather_rows(buffer, ids[:live]), "silu")
-        return ops.lora(ops.linear(gated, weight), gated, made.factors, slots[:live])
+        inner = ops.lora_inner(gated, made.factors, slots[:live])
+        sum_: torch.Tensor = ops.lora_add(
+            ops.linear(gated, weight), inner, made.factors, slots[:live]
+        )
+        return sum_
 
     recording = ops.record(lambda shape: forward(shape.num_rows), StepShape(40, 1, 40, 40))
     assert isinstance(recording, NativeRecording)

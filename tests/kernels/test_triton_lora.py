@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tests.kernels.gpu_cases import DEVICE, DTYPES, INTERPRETER_WARNINGS
-from tests.kernels.test_lora import CASES, LOWER, Case, Given, Ranks, filled_up, given, merged
+from tests.kernels.test_lora import CASES, LOWER, Case, Given, Ranks, add, filled_up, given, merged
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from nonet.kernels.ops import LowRankFactors  # isort: skip
-from nonet.kernels.triton.lora import FEW_TOKENS, add_low_rank  # isort: skip  (after the interpreter is chosen)
+from nonet.kernels.ops import LowRankFactors, StepShape  # isort: skip
+from nonet.kernels.triton.lora import FEW_TOKENS  # isort: skip  (after the interpreter is chosen)
+from nonet.kernels.triton.ops import TritonOps  # isort: skip
+from nonet.lora.layers import AdaptedLinear, LoraOps  # isort: skip
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
 LIMIT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -40,7 +42,8 @@ def found(made: Given, dtype: torch.dtype) -> torch.Tensor:
         None if factors.ranks is None else factors.ranks.to(DEVICE),
     )
     out = made.out.to(DEVICE, dtype, copy=True)
-    returned = add_low_rank(out, made.x.to(DEVICE, dtype), mine, made.slots.to(DEVICE))
+    ops = TritonOps(dtype, DEVICE)
+    returned = add(ops, out, made.x.to(DEVICE, dtype), mine, made.slots.to(DEVICE))
     assert returned is out
     return out.cpu()
 
@@ -93,3 +96,58 @@ def test_filler_is_not_read(case: Case, ranks: Ranks, dtype: torch.dtype) -> Non
             if slot and not used:
                 assert torch.equal(out[row, start:end], before[row, start:end])
             start = end
+
+
+@torch.inference_mode()
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no NVIDIA GPU")
+@pytest.mark.parametrize("tokens", [32, FEW_TOKENS + 72])
+@pytest.mark.parametrize("is_float8", [False, True], ids=["bf16", "fp8"])
+def test_a_graph_equals_eager_steps(is_float8: bool, tokens: int) -> None:
+    """There the first product runs beside the base one; layer after layer, as a missing wait would show."""
+    width, num_slots = 2048, 5
+    ops = TritonOps(torch.bfloat16, DEVICE)
+    lora = LoraOps(ops)
+    pack = ops.pack_float8 if is_float8 else ops.pack
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16) * width**-0.5
+
+    linears = [
+        AdaptedLinear(
+            pack(drawn(width, width)),
+            LowRankFactors(
+                drawn(num_slots, 16, width) * 8,
+                drawn(num_slots, 16, width) * 8,
+                (width,),
+                torch.tensor([[16], [0], [8], [16], [3]], dtype=torch.int32, device=DEVICE),
+            ),
+        )
+        for _ in range(6)
+    ]
+    lora.touched.update(linears)
+    lora.rows.slots = torch.zeros(tokens, dtype=torch.int32, device=DEVICE)
+    x = drawn(tokens, width)
+    scale = torch.ones(width, device=DEVICE)
+
+    def forward(shape: StepShape) -> torch.Tensor:
+        hidden = x[: shape.num_tokens]
+        for linear in linears:
+            hidden = lora.rms_norm(lora.linear(hidden, linear), scale, 1e-6)
+        return hidden.float()
+
+    shape = StepShape(tokens, tokens, tokens, 1)
+    recording = lora.record(forward, shape)
+    assert recording is not None
+    different = 0
+    for turn in range(8):
+        x.normal_()
+        lora.rows.slots.random_(0, num_slots + 1)
+        lora.rows.in_use = turn % 4 != 3
+        got = recording.replay(shape).clone()
+        assert torch.isfinite(got).all()
+        assert got.equal(forward(shape))
+        lora.rows.in_use = False
+        different += int(not got.equal(forward(shape)))
+    assert different == 6, "steps with an adapter, and no others, are told from the base model's"
+    assert recording.num_replays == 6, "all but the first step of each kind"

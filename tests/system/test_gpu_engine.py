@@ -13,6 +13,7 @@ from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
 from tests.model.families import save
+from tests.system.tiny_text import write_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,6 +79,39 @@ def test_graphs_equal_eager(folder: Path) -> None:
     graphs = run(folder, device="cuda", kernels="triton", dtype="bfloat16")
     eager = run(folder, device="cuda", kernels="triton", dtype="bfloat16", recording=False)
     assert graphs == eager
+
+
+def test_adapted_graphs_equal_eager(tmp_path: Path) -> None:
+    """Also once an adapter of further layers comes, for which the graphs are captured anew; float32, as above."""
+    pytest.importorskip("peft", reason="peft writes the adapters")
+    from tests.lora_cases import adapt, config
+
+    base = save("llama", tmp_path / "base")
+    write_tokenizer(tmp_path / "base")
+    adapt(base, config(target_modules=["q_proj", "v_proj"]), tmp_path / "narrow", 1)
+    adapt(base, config(r=8), tmp_path / "wide", 2)
+    modules = (f"narrow={tmp_path / 'narrow'}", f"wide={tmp_path / 'wide'}")
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    texts = [[3 + (7 * number + place) % 190 for place in range(9)] for number in range(5)]
+    kinds: list[list[str | None]] = [
+        ["narrow", None, "narrow", None, "narrow"],
+        ["narrow", "wide", None, "wide", "narrow"],
+        [None] * 5,
+    ]
+    answers = []
+    for changes in ({}, {"recording": False}, {"device": "cpu", "kernels": "reference"}):
+        options = {"device": "cuda", "kernels": "triton", "dtype": "float32", **ROOMY, **changes}
+        with LLM(str(tmp_path / "base"), lora_modules=modules, **options) as llm:
+            answers.append(
+                [
+                    output.outputs[0].token_ids
+                    for names in kinds
+                    for output in llm.generate(texts, params, adapter=names)
+                ]
+            )
+    assert answers[0] == answers[1]
+    same = sum(mine == theirs for mine, theirs in zip(answers[0], answers[2], strict=True))
+    assert same >= len(answers[0]) - 1, f"{same} of {len(answers[0])} requests equal"
 
 
 def test_crowded_equals_roomy(folder: Path) -> None:

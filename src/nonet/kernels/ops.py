@@ -27,6 +27,7 @@ __all__ = [
     "AttentionInputs",
     "LayerCache",
     "LowRankFactors",
+    "LowRankInner",
     "Ops",
     "PackedLinear",
     "Product",
@@ -45,8 +46,11 @@ WeightMatrix = torch.Tensor | GroupwiseTensor | Float8Tensor
 PackedLinear = Any
 
 # What `linear` makes: a tensor [T, N], or what the operations after it read as one. `rope_store`, `gated`, both norms
-# and `lora` take it; nothing else may look inside.
+# and `lora_add` take it; nothing else may look inside.
 Product = Any
+
+# What `lora_inner` makes, for `lora_add` of the same implementation.
+LowRankInner = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +191,21 @@ class Ops(Protocol):
         """x [T, K] times the weight transposed, plus its bias: [T, N]."""
         ...
 
-    def lora(
-        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
-    ) -> Product:
-        """Adds to out [T, N], in place, second * (first * x) of each token's slot, float32 inside; returns `out`.
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> LowRankInner:
+        """first * x of each token's slot, in float32. x [T, K]; slots int32 [T], 0 for a token that adds nothing.
 
-        x [T, K]; slots int32 [T], 0 adds nothing. `out` is what `linear` made of `x`.
+        Asked for before `linear` of the same x, beside which it may run; x is kept until `lora_add`, which must follow.
+        """
+        ...
+
+    def lora_add(
+        self, out: Product, inner: LowRankInner, factors: LowRankFactors, slots: torch.Tensor
+    ) -> Product:
+        """Adds to out [T, N], in place, second * inner of each token's slot, float32 inside; returns the sum.
+
+        `out` is what `linear` made of the x, and `inner` what `lora_inner` made of it with these factors and slots.
         """
         ...
 

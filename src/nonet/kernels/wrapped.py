@@ -12,6 +12,7 @@ from nonet.kernels.ops import (
     AttentionInputs,
     LayerCache,
     LowRankFactors,
+    LowRankInner,
     Ops,
     PackedLinear,
     Product,
@@ -41,10 +42,15 @@ class WrappedOps:
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         return self.inner.linear(x, weight)
 
-    def lora(
-        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> LowRankInner:
+        return self.inner.lora_inner(x, factors, slots)
+
+    def lora_add(
+        self, out: Product, inner: LowRankInner, factors: LowRankFactors, slots: torch.Tensor
     ) -> Product:
-        return self.inner.lora(out, x, factors, slots)
+        return self.inner.lora_add(out, inner, factors, slots)
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None) -> torch.Tensor:
         return self.inner.logits(x, weight, softcap)

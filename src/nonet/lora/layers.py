@@ -46,10 +46,12 @@ class LoraOps(WrappedOps):
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         if not isinstance(weight, AdaptedLinear):
             return self.inner.linear(x, weight)
-        out = self.inner.linear(x, weight.base)
         if not self.rows.in_use or weight not in self.touched:
-            return out
-        return self.inner.lora(out, x, weight.factors, self.rows.slots[: x.shape[0]])
+            return self.inner.linear(x, weight.base)
+        slots = self.rows.slots[: x.shape[0]]
+        inner = self.inner.lora_inner(x, weight.factors, slots)
+        out = self.inner.linear(x, weight.base)
+        return self.inner.lora_add(out, inner, weight.factors, slots)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape

@@ -11,6 +11,7 @@ import torch
 from nonet.kernels.ops import (
     Activation,
     LowRankFactors,
+    LowRankInner,
     PackedLinear,
     Product,
     Recording,
@@ -43,15 +44,17 @@ class Tape:
 
 
 class TapeOps(WrappedOps):
-    """The reference with recordings, and a list of what was added to."""
+    """The reference with recordings, and lists of what was launched for the layers and of what was added to."""
 
     def __init__(self) -> None:
         super().__init__(ReferenceOps(torch.float32, torch.device("cpu")))
         self.tapes: list[Tape] = []
+        self.launched: list[str] = []
         self.added: list[LowRankFactors] = []
         self._recorded: Tape | None = None
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
+        self.launched.append("linear")
         out = self.inner.linear(x, weight)
         self._keep(lambda: out.copy_(self.inner.linear(x, weight)))
         return out
@@ -61,17 +64,26 @@ class TapeOps(WrappedOps):
         self._keep(lambda: out.copy_(self.inner.gated(gate_up, activation)))
         return out
 
-    def lora(
-        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> LowRankInner:
+        self.launched.append("inner")
+        inner = self.inner.lora_inner(x, factors, slots)
+        self._keep(lambda: inner.copy_(self.inner.lora_inner(x, factors, slots)))
+        return inner
+
+    def lora_add(
+        self, out: Product, inner: LowRankInner, factors: LowRankFactors, slots: torch.Tensor
     ) -> Product:
-        self._keep(lambda: self._add(out, x, factors, slots))
-        return self._add(out, x, factors, slots)
+        self.launched.append("add")
+        self._keep(lambda: self._add(out, inner, factors, slots))
+        return self._add(out, inner, factors, slots)
 
     def _add(
-        self, out: Product, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+        self, out: Product, inner: LowRankInner, factors: LowRankFactors, slots: torch.Tensor
     ) -> Product:
         self.added.append(factors)
-        return self.inner.lora(out, x, factors, slots)
+        return self.inner.lora_add(out, inner, factors, slots)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
@@ -178,6 +190,14 @@ def test_untouched_layers_launch_nothing(model: Model) -> None:
     model.fill(0, 0, 0, 0, 0)
     torch.testing.assert_close(model.forward(SHAPE), model.merged())
     assert not model.tapes.added
+
+
+def test_the_first_product_is_asked_for_before_the_base(model: Model) -> None:
+    """So that it may run beside it."""
+    model.store(1, "up")
+    model.fill(1, 0, 0, 0, 1)
+    model.forward(SHAPE)
+    assert model.tapes.launched == ["inner", "linear", "add", "linear"]
 
 
 def test_a_recording_is_made_anew_for_further_layers(model: Model) -> None:

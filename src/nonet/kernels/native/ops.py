@@ -14,7 +14,6 @@ import torch
 
 from nonet.core.errors import ConfigError
 from nonet.kernels.entries import copy_all
-from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.inputs import Inputs
 from nonet.kernels.kv_format import KVFormat
@@ -33,7 +32,7 @@ from nonet.kernels.native.library import (
     load_library,
 )
 from nonet.kernels.native.memory import HugePages
-from nonet.kernels.native.packing import NativeWeight, pack_dense, pack_groupwise
+from nonet.kernels.native.packing import NativeWeight, dense_weight, pack_dense, pack_groupwise
 from nonet.kernels.native.recording import NativeRecording, RowKind, Tape
 from nonet.kernels.ops import (
     Activation,
@@ -111,7 +110,7 @@ class NativeOps:
                 self._pages,
             )
         if packed is None:
-            dense = _dense(weight)
+            dense = dense_weight(weight)
             packed = pack_dense(dense, bias, self.dtype, self._library.dense_panels, self._pages)
         needed = _OWN_ROWS * packed.row_bytes + self._library.product_scratch_bytes
         self._scratch_bytes = max(self._scratch_bytes, needed)
@@ -120,9 +119,16 @@ class NativeOps:
     def linear(self, x: torch.Tensor, weight: NativeWeight) -> torch.Tensor:
         return self._multiply("linear", x, weight, None)
 
-    def lora(
-        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
     ) -> torch.Tensor:
+        """The input itself: here both products are one operation."""
+        return x
+
+    def lora_add(
+        self, out: torch.Tensor, inner: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        x = inner
         width, columns = factors.first.shape[1], factors.second.shape[2]
         assert factors.first.dtype == factors.second.dtype == self.dtype, factors.first.dtype
         assert out.shape == (x.shape[0], columns), (out.shape, x.shape, columns)
@@ -366,19 +372,6 @@ class NativeOps:
             self._scratch_bytes,
             self._shared_bytes,
         )
-
-
-def _dense(weight: WeightMatrix) -> torch.Tensor:
-    """What codes stand for, where they may be multiplied so."""
-    if isinstance(weight, torch.Tensor):
-        return weight
-    if weight.inputs in ("token", "group"):
-        kind = "float8" if isinstance(weight, Float8Tensor) else "int8"
-        raise ConfigError(
-            f"the native kernels cannot round the {weight.shape[1]} inputs of a layer to {kind} in groups of "
-            f"{weight.group}; use kernels reference"
-        )
-    return weight.dequantize()
 
 
 def _floats(tensor: torch.Tensor) -> int:

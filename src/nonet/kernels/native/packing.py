@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from nonet.core.errors import ConfigError
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.inputs import Inputs
 from nonet.kernels.native.library import DenseWeight, GroupwiseWeight
 from nonet.kernels.native.memory import HugePages
+from nonet.kernels.ops import WeightMatrix
 
-__all__ = ["NativeWeight", "pack_dense", "pack_groupwise"]
+__all__ = ["NativeWeight", "dense_weight", "pack_dense", "pack_groupwise"]
 
 _PANEL = 16
 _MOST_GROUP = 256  # inputs that a record can hold
@@ -37,6 +40,19 @@ class NativeWeight:
     @property
     def address(self) -> int:
         return ctypes.addressof(self.struct)
+
+
+def dense_weight(weight: WeightMatrix) -> torch.Tensor:
+    """What codes stand for, where they may be multiplied so."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    if weight.inputs in ("token", "group"):
+        kind = "float8" if isinstance(weight, Float8Tensor) else "int8"
+        raise ConfigError(
+            f"the native kernels cannot round the {weight.shape[1]} inputs of a layer to {kind} in groups of "
+            f"{weight.group}; use kernels reference"
+        )
+    return weight.dequantize()
 
 
 def pack_dense(

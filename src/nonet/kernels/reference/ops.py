@@ -81,17 +81,28 @@ class ReferenceOps:
             x = weight.rounding.apply(x).to(x.dtype)
         return F.linear(x, weight.weight, weight.bias)
 
-    def lora(
-        self, out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """[T, P * R], zeros where there is no slot."""
+        inner = x.new_zeros(len(x), factors.first.shape[1], dtype=torch.float32)
+        for slot, mine in _tokens_of_slots(slots):
+            inner[mine] = x[mine].float() @ factors.first[slot - 1].float().T
+        return inner
+
+    def lora_add(
+        self,
+        out: torch.Tensor,
+        inner: torch.Tensor,
+        factors: LowRankFactors,
+        slots: torch.Tensor,
     ) -> torch.Tensor:
         rank = factors.rank
-        for slot in filter(None, slots.unique().tolist()):
-            mine = (slots == slot).nonzero().squeeze(1)
-            inner = x[mine].float() @ factors.first[slot - 1].float().T
+        for slot, mine in _tokens_of_slots(slots):
             second = factors.second[slot - 1].float()
             start = 0
             for part, end in enumerate(factors.ends):
-                added = inner[:, part * rank : (part + 1) * rank] @ second[:, start:end]
+                added = inner[mine, part * rank : (part + 1) * rank] @ second[:, start:end]
                 out[mine, start:end] = (out[mine, start:end].float() + added).to(out.dtype)
                 start = end
         return out
@@ -237,6 +248,12 @@ class ReferenceOps:
             StoredEntries(keys, EntryView(cache.key_scales), read),
             StoredEntries(values, EntryView(cache.value_scales), read),
         )
+
+
+def _tokens_of_slots(slots: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """Each slot of the step with the numbers of its tokens."""
+    used = [slot for slot in slots.unique().tolist() if slot]
+    return [(slot, (slots == slot).nonzero().squeeze(1)) for slot in used]
 
 
 def _store(

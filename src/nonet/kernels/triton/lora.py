@@ -16,7 +16,7 @@ import triton.language as tl
 
 from nonet.kernels.ops import LowRankFactors
 
-__all__ = ["FEW_TOKENS", "add_low_rank"]
+__all__ = ["FEW_TOKENS", "expand", "room_for_inner", "shrink"]
 
 FEW_TOKENS = 128  # up to here every token has programs of its own
 MOST_PARTS = 3
@@ -27,23 +27,34 @@ MOST_SHARES = 16  # of the inputs, in tiles
 WANTED_PROGRAMS = 256
 
 
-def add_low_rank(
-    out: torch.Tensor, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
-) -> torch.Tensor:
-    """out [T, N] += ... in place, for x [T, K] and int32 slots [T]; slot 0 adds nothing."""
+def room_for_inner(x: torch.Tensor, factors: LowRankFactors) -> torch.Tensor:
+    """For what `shrink` makes of x [T, K]: float32 [shares of the inputs, T, P * R]."""
     tokens, inputs = x.shape
-    if not tokens:
-        return out
-    assert x.is_contiguous()
-    assert out.is_contiguous()
-    assert len(factors.ends) <= MOST_PARTS
     few = tokens <= FEW_TOKENS
     shares = triton.cdiv(inputs, FEW_INPUTS) if few else _tile_shares(tokens, inputs, factors)
     width = factors.first.shape[1]
-    inner = torch.empty(shares, tokens, width, dtype=torch.float32, device=x.device)
-    (_shrink_few if few else _shrink_tiles)(x, factors, slots, inner)
-    (_expand_few if few else _expand_tiles)(out, factors, slots, inner)
-    return out
+    return torch.empty(shares, tokens, width, dtype=torch.float32, device=x.device)
+
+
+def shrink(
+    x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor, inner: torch.Tensor
+) -> None:
+    """first * x of each token's slot, share by share; int32 slots [T], where 0 makes nothing."""
+    if not len(x):
+        return
+    assert x.is_contiguous()
+    assert len(factors.ends) <= MOST_PARTS
+    (_shrink_few if len(x) <= FEW_TOKENS else _shrink_tiles)(x, factors, slots, inner)
+
+
+def expand(
+    out: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor, inner: torch.Tensor
+) -> None:
+    """out [T, N] += second * the sum of the shares, in place; slot 0 adds nothing."""
+    if not len(out):
+        return
+    assert out.is_contiguous()
+    (_expand_few if len(out) <= FEW_TOKENS else _expand_tiles)(out, factors, slots, inner)
 
 
 def _tile_shares(tokens: int, inputs: int, factors: LowRankFactors) -> int:

@@ -42,7 +42,7 @@ from nonet.kernels.triton.linear import (
 from nonet.kernels.triton.linear_coded import CodedLinears
 from nonet.kernels.triton.linear_fixed import BLOCK, FixedLinears
 from nonet.kernels.triton.logits import logits, soft_cap
-from nonet.kernels.triton.lora import add_low_rank
+from nonet.kernels.triton.lora import expand, room_for_inner, shrink
 from nonet.kernels.triton.quantize_rows import Rounded, quantize_blocks, quantize_rows
 from nonet.kernels.triton.rms_norm import add_rms_norm, rms_norm
 from nonet.kernels.triton.rope_store import rope_store
@@ -50,6 +50,7 @@ from nonet.kernels.triton.rows import take_rows
 from nonet.kernels.triton.sampled_ids import take_sampled
 from nonet.kernels.triton.sampling import TritonSampling
 from nonet.kernels.triton.scaled import Scaled, settled
+from nonet.kernels.triton.side_stream import SideStream
 
 __all__ = ["TritonLinear", "TritonOps"]
 
@@ -79,6 +80,7 @@ class TritonOps:
         self.linears = Linears(device, self.multiprocessors)
         self.coded_linears = CodedLinears(device, self.multiprocessors)
         self.fixed_linears = FixedLinears(device)
+        self.side_stream = SideStream(device)
         self.sampling: SamplingKernels | None = TritonSampling()
         self.compile_only = compile_only if device.type == "cuda" else None
         self._has_float8 = False
@@ -156,14 +158,25 @@ class TritonOps:
         made = self._rounded
         return made[1] if made is not None and made[0] is x else quantize_rows(x)
 
-    def lora(
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        inner = room_for_inner(x, factors)
+        with self.side_stream.fork():
+            shrink(x, factors, slots, inner)
+        return inner
+
+    def lora_add(
         self,
         out: torch.Tensor | Scaled,
-        x: torch.Tensor,
+        inner: torch.Tensor,
         factors: LowRankFactors,
         slots: torch.Tensor,
     ) -> torch.Tensor:
-        return add_low_rank(settled(out), x, factors, slots)
+        value = settled(out)
+        self.side_stream.join()
+        expand(value, factors, slots, inner)
+        return value
 
     def logits(
         self, x: torch.Tensor, weight: DenseLinear | CodedLinear, softcap: float | None
