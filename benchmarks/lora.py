@@ -1,10 +1,11 @@
 """Decode speed with many adapters in one batch beside that of the base model, in turn, in one process.
 
     python benchmarks/lora.py --model smollm2 --out benchmarks/<date>-<device>-lora
-    python benchmarks/lora.py --shape 8b --device cuda --batch 32 --out benchmarks/<date>-<device>-lora
+    python benchmarks/lora.py --shape 8b --device cuda --targets attention all --out benchmarks/<date>-<device>-lora
 
 Adapters are made up, in PEFT's layout, and loaded like others. Each has a slot of its own, so their weights lie in
-different memory although the numbers are the same. A row is a mix of `distinct` adapters over the batch.
+different memory although the numbers are the same. A row is a mix of `distinct` adapters over the batch; each of
+`--targets` has an engine and a file of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nonet.core.model_spec import ModelSpec
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
+from record import write_record
 
 ATTENTION = ("self_attn.q_proj", "self_attn.v_proj")
 LLAMA_8B = {
@@ -60,11 +62,17 @@ class Row:
 
 def main() -> None:
     arguments = _parse()
+    for targets in arguments.targets:
+        _run(arguments, targets)
+
+
+def _run(arguments: argparse.Namespace, targets: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with _engine(arguments, root) as llm:
+        with _engine(arguments, root, targets) as llm:
             rows = [_measure(arguments, llm, distinct) for distinct in arguments.distinct]
             info = llm.engine.info
+    print(f"targets: {targets}")
     print(f"{'adapters':>8} {'base tok/s':>11} {'mixed tok/s':>11} {'ratio':>6}   (min to max)")
     for row in rows:
         print(
@@ -72,18 +80,17 @@ def main() -> None:
             f"({row.ratio_min:.3f} to {row.ratio_max:.3f})"
         )
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(f"--{key} {value}" for key, value in vars(arguments).items()),
-            "kernels": info.kernels,
-            "dtype": info.dtype,
-            "weight_format": info.weight_format,
-            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-            "rows": [asdict(row) for row in rows],
-        }
         name = arguments.shape or Path(arguments.model).stem
-        file = arguments.out / f"{name}-rank{arguments.rank}-{arguments.targets}.json"
-        file.write_text(json.dumps(record, indent=2) + "\n")
+        write_record(
+            arguments.out / f"{name}-rank{arguments.rank}-{targets}.json",
+            arguments.commit,
+            kernels=info.kernels,
+            dtype=info.dtype,
+            weight_format=info.weight_format,
+            batch=arguments.batch,
+            targets=targets,
+            rows=[asdict(row) for row in rows],
+        )
 
 
 def _parse() -> argparse.Namespace:
@@ -100,15 +107,16 @@ def _parse() -> argparse.Namespace:
     add("--prompt", type=int, default=16, help="prompt tokens of each request")
     add("--output", type=int, default=64, help="output tokens of each request")
     add("--rank", type=int, default=16)
-    add("--targets", choices=["all", "attention"], default="all")
+    add("--targets", choices=["all", "attention"], nargs="+", default=["all"])
     add("--distinct", type=int, nargs="+", default=[1, 8, 32], help="adapters in the batch")
     add("--rounds", type=int, default=5)
     add("--threads", type=int)
     add("--out", type=Path)
+    add("--commit", help="what runs, where there is no git to ask")
     return parser.parse_args()
 
 
-def _engine(arguments: argparse.Namespace, root: Path) -> LLM:
+def _engine(arguments: argparse.Namespace, root: Path, targets: str) -> LLM:
     model = arguments.model
     if arguments.shape is not None:
         model = str(root / "model")
@@ -131,17 +139,16 @@ def _engine(arguments: argparse.Namespace, root: Path) -> LLM:
     if arguments.threads is not None:
         options["threads"] = arguments.threads
     llm = LLM(model, **options)
-    _write_adapter(root / "adapter", llm.spec, arguments)
+    _write_adapter(root / "adapter", llm.spec, arguments.rank, targets)
     for number in range(most):
         llm.load_adapter(f"a{number}", root / "adapter")
     return llm
 
 
-def _write_adapter(folder: Path, spec: ModelSpec, arguments: argparse.Namespace) -> None:
+def _write_adapter(folder: Path, spec: ModelSpec, rank: int, targets: str) -> None:
     """Small random numbers, so that the made-up model still says something."""
     folder.mkdir()
-    rank = arguments.rank
-    names = ATTENTION if arguments.targets == "attention" else tuple(spec.linears)
+    names = ATTENTION if targets == "attention" else tuple(spec.linears)
     tensors = {}
     for layer in range(spec.num_layers):
         for name in names:
