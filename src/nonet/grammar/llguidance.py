@@ -259,6 +259,10 @@ def _inner(matcher: Matcher) -> LLMatcher:
 
 
 def _sentence(error: str) -> str:
-    """The first line of what the library says, shortened."""
-    line = error.strip().partition("\n")[0].removesuffix(".")
+    """The first line of what the library says, shortened; of a pattern also what is wrong, which comes further down."""
+    first, *others = [line.strip() for line in error.strip().splitlines()] or [""]
+    reason = next((line for line in others if line.startswith("error: ")), "")
+    if first.endswith(":") and reason:
+        first = f"{first} {reason.removeprefix('error: ')}"
+    line = first.removesuffix(".")
     return line if len(line) <= 300 else line[:297] + "..."

@@ -140,8 +140,12 @@ def checked_tools(
     choice: str | Mapping[str, Any] | None,
     allows_many: bool | None = None,
 ) -> ToolUse | None:
-    """Tools and choice in OpenAI's form; None when the model is to use none. InvalidRequestError for what is wrong."""
+    """Tools and choice in OpenAI's form; None when the model is to use none. InvalidRequestError for what is wrong.
+
+    A choice that names a function is one call of it.
+    """
     mode, names = _read_choice(choice)
+    is_named = isinstance(choice, Mapping) and _function_name(choice) is not None
     if not definitions:
         if mode == "required":
             raise InvalidRequestError(
@@ -166,7 +170,7 @@ def checked_tools(
         tools=tuple(tool for tool in tools if names is None or tool.name in names),
         definitions=[dict(one) for one in definitions],
         is_required=mode == "required",
-        allows_many=allows_many is not False,
+        allows_many=allows_many is not False and not is_named,
     )
 
 

@@ -62,7 +62,7 @@ def test_choices(choice: Any, is_required: bool, names: list[str]) -> None:
     assert use is not None
     assert (use.is_required, [tool.name for tool in use.tools]) == (is_required, names)
     assert use.definitions == [WEATHER, NOW], "the prompt does not change with the choice"
-    assert use.allows_many
+    assert use.allows_many == (choice != named("time.now"))  # which is one call of it
     assert use.needs_grammar == is_required
 
 
