@@ -125,7 +125,7 @@ def test_a_wrong_group_would_be_seen(part: str) -> None:
 def test_weight_formats_stay_codes(spec: str) -> None:
     """Linear, head and token table, through the operations that a model uses."""
     weight = torch.randn(70, 256) * 0.05
-    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     ops = TritonOps(HALF, DEVICE)
     x = torch.randn(5, 256).to(HALF)
     for role in ("linear", "embedding"):
@@ -154,7 +154,7 @@ def test_in_fixed_order_rows_do_not_depend_on_each_other() -> None:
 
 def test_blocks_of_float8_become_a_linear_of_their_own() -> None:
     weight = torch.randn(200, 320) * 0.02
-    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     made = WEIGHT_FORMATS.build("fp8:scale=block").convert(stored, "linear")
     packed = TritonOps(HALF, DEVICE).pack(made)
     assert isinstance(packed, Float8Blocks)
@@ -169,7 +169,7 @@ def test_blocks_of_float8_become_a_linear_of_their_own() -> None:
 def test_float8_in_blocks(rows: int, outputs: int, inputs: int) -> None:
     """Against the product of what was rounded, and the rounding against its specification."""
     weight = torch.randn(outputs, inputs) * torch.logspace(-2, 0, inputs)
-    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     made = WEIGHT_FORMATS.build("fp8:scale=block").convert(stored, "linear")
     ops = TritonOps(HALF, DEVICE)
     packed = ops.pack(made)

@@ -171,7 +171,7 @@ def test_float8_weights_keep_their_scale() -> None:
 def test_the_weight_format_becomes_a_float8_linear(scale: str) -> None:
     """`--quant fp8` and `pack_float8` are one and the same for a scale per output."""
     weight, bias = torch.randn(48, 64) * torch.logspace(-2, 1, 48)[:, None], torch.randn(48)
-    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     made = WEIGHT_FORMATS.build(f"fp8:scale={scale}").convert(stored, "linear")
     ops = TritonOps(torch.bfloat16 if DEVICE.type == "cuda" else torch.float16, DEVICE)
     packed = ops.pack(made, bias)
@@ -190,7 +190,7 @@ def test_the_weight_format_becomes_a_float8_linear(scale: str) -> None:
 
 def test_what_the_kernels_do_not_multiply_is_refused() -> None:
     weight = torch.randn(32, 256)
-    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     ops = TritonOps(torch.float16, DEVICE)
     for spec in ("w8a8", "int8:activations=token"):
         with pytest.raises(ConfigError, match="no products of integers"):

@@ -11,11 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from nonet.config.load import from_options
+from nonet.config.memory import weight_bytes
 from nonet.core.errors import ConfigError, ModelFileError, UnsupportedModelError
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
+from nonet.engine.prepare import resolve_config
 from nonet.engine.scorer import Scorer
+from nonet.kernels.float8 import Float8Tensor
+from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.quant.formats import WEIGHT_FORMATS
 from nonet.weights.open import open_weights
 from nonet.weights.spec import read_spec
 from tests.model.families import save
@@ -98,8 +104,10 @@ def float8(scale_name: str, kind: str) -> Callable[[torch.Tensor], Written]:
     return write
 
 
-def compressed(kind: str, ignore: list[str], **weights: object) -> dict[str, object]:
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+def compressed(
+    kind: str, ignore: list[str], inputs: dict[str, object] | None = None, **weights: object
+) -> dict[str, object]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     return {
         "quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": group},
         "ignore": ignore, "quantization_status": "compressed",
@@ -125,11 +133,19 @@ LAYOUTS: dict[str, tuple[dict[str, object], Callable[[torch.Tensor], Written]]] 
         compressed("float-quantized", ["re:.*lm_head"], type="float", num_bits=8, strategy="channel"),
         float8("weight_scale", "output"),
     ),
-    "fp8-tensor": (FP8, float8("weight_scale", "tensor")),
+    "ct-float8-dynamic": (
+        compressed("float-quantized", ["re:.*lm_head"], {"type": "float", "num_bits": 8, "dynamic": True},
+                   type="float", num_bits=8, strategy="channel"),
+        float8("weight_scale", "output"),
+    ),
+    "fp8-tensor": (FP8 | {"activation_scheme": "static"}, float8("weight_scale", "tensor")),
     "fp8-output": (FP8, float8("weight_scale", "output")),
     "fp8-blocks": (FP8 | {"weight_block_size": [32, 16]}, float8("weight_scale_inv", "block")),
 }  # fmt: skip
-WITHOUT_CODES = ("ct-float8", "fp8-tensor", "fp8-output", "fp8-blocks", "gptq-act-order")
+# Floats that inputs meet unrounded, blocks that no kernel knows, scattered groups.
+WITHOUT_CODES = ("ct-float8", "fp8-blocks", "gptq-act-order")
+# Floats that stay as they are, and are met by inputs in 8 bits.
+FLOATS = ("ct-float8-dynamic", "fp8-tensor", "fp8-output")
 
 
 def publish(name: str, folder: Path, as_codes: bool = False) -> PreTrainedModel:
@@ -147,7 +163,17 @@ def publish(name: str, folder: Path, as_codes: bool = False) -> PreTrainedModel:
         state[full].copy_(exact if as_codes else exact.to(dtype).float())
     save_file({k: t.contiguous() for k, t in tensors.items()}, file, metadata={"format": "pt"})
     declare(folder, config)
+    if as_codes and name in FLOATS:
+        for module_name, module in oracle.named_modules():
+            if module_name.endswith("_proj"):
+                module.register_forward_pre_hook(with_rounded_inputs)
     return oracle
+
+
+def with_rounded_inputs(module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """A scale for each token, its largest number at 448."""
+    scale = given[0].abs().amax(-1, keepdim=True) / 448
+    return ((given[0] / scale).to(torch.float8_e4m3fn).float() * scale,)
 
 
 def declare(folder: Path, config: dict[str, object]) -> None:
@@ -174,12 +200,13 @@ def test_what_is_stored_as_codes_is_said(name: str, tmp_path: Path) -> None:
     publish(name, tmp_path)
     declared = LAYOUTS[name][0]
     source = open_weights(tmp_path)
-    codes = source.load_groupwise("model.layers.0.self_attn.q_proj.weight")
+    codes = source.load_codes("model.layers.0.self_attn.q_proj.weight")
     assert (codes is None) == (name in WITHOUT_CODES)
-    assert source.load_groupwise("lm_head.weight") is None
+    assert source.load_codes("lm_head.weight") is None
     assert source.format == f"safetensors, {declared['quant_method']}"
-    bits = read_spec(tmp_path).code_bits
-    assert bits == (None if codes is None else codes.bits)
+    spec = read_spec(tmp_path)
+    assert spec.code_bits == (codes.bits if isinstance(codes, GroupwiseTensor) else None)
+    assert spec.stores_float8 == isinstance(codes, Float8Tensor) == (name in FLOATS)
     source.close()
 
 
@@ -208,7 +235,10 @@ def test_a_method_without_its_tensors_is_refused(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "weight_format"), [("gptq", "native"), ("fp8-blocks", "dense")])
+@pytest.mark.parametrize(
+    ("name", "weight_format"),
+    [("gptq", "native"), ("fp8-blocks", "dense"), ("fp8-output", "native")],
+)
 def test_the_whole_engine_runs_it(name: str, weight_format: str, tmp_path: Path) -> None:
     oracle = publish(name, tmp_path, as_codes=weight_format == "native")
     with torch.no_grad():
@@ -226,7 +256,32 @@ def test_the_whole_engine_runs_it(name: str, weight_format: str, tmp_path: Path)
     assert tokens == whole[0, len(TOKENS) :].tolist()
 
 
-def test_native_is_refused_where_nothing_is_stored_as_codes(tmp_path: Path) -> None:
+def test_floats_in_8_bits_need_kernels_that_have_them(tmp_path: Path) -> None:
     publish("fp8-tensor", tmp_path)
+    given = from_options({"model": str(tmp_path), "weight_format": "native", "device": "cpu"})
+    plan, _ = resolve_config(given)
+    assert plan.kernels == "reference"
+    assert "8-bit floats" in plan.reasons["kernels"]
+    with pytest.raises(
+        ConfigError, match="which the native CPU kernels have not; use kernels auto"
+    ):
+        LLM(str(tmp_path), weight_format="native", kernels="native", device="cpu")
+
+
+def test_the_plan_counts_a_byte_for_each_float_that_stays(tmp_path: Path) -> None:
+    """By kernels that keep them, as those of a GPU do; others make them wide."""
+    oracle = publish("fp8-output", tmp_path)
+    linears = [w for n, w in oracle.named_parameters() if n.endswith("_proj.weight")]
+    tables = [w for n, w in oracle.named_parameters() if "embed" in n or "lm_head" in n]
+    scales = sum(4 * w.shape[0] for w in linears)  # all have at most 128 inputs
+    exact = sum(w.numel() for w in linears) + scales + 2 * sum(w.numel() for w in tables)
+    held, spec = WEIGHT_FORMATS.build("native"), read_spec(tmp_path)
+    assert weight_bytes(spec, "bfloat16", held, "triton", str(tmp_path)) == exact
+    wide = weight_bytes(spec, "bfloat16", held, "reference", str(tmp_path))
+    assert wide == 2 * spec.num_parameters
+
+
+def test_native_is_refused_where_nothing_is_stored_as_codes(tmp_path: Path) -> None:
+    publish("ct-float8", tmp_path)
     with pytest.raises(ConfigError, match="holds no block formats"):
         LLM(str(tmp_path), weight_format="native")

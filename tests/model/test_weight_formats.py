@@ -52,7 +52,7 @@ def round_weights(model: PreTrainedModel, spec: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() != 2:
             continue
-        stored = StoredMatrix(dense=lambda p=parameter: p.detach(), groupwise=lambda: None)
+        stored = StoredMatrix(dense=lambda p=parameter: p.detach(), codes=lambda: None)
         made = weight_format.convert(stored, "linear" if "layers." in name else "embedding")
         parameter.data = made if isinstance(made, torch.Tensor) else made.dequantize()
 

@@ -52,6 +52,12 @@ CONFLICTS = (
         "use kernels auto or reference, or weight_format int8",
     ),
     Conflict(
+        ("weight_form", "float8"),
+        ("kernels", "native"),
+        "the checkpoint holds 8-bit floats, which the native CPU kernels have not",
+        "use kernels auto or reference, or weight_format dense or int8",
+    ),
+    Conflict(
         ("weight_format", "w8a8"),
         ("kernels", "triton"),
         "the Triton kernels have no products of integers",

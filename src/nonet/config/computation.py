@@ -44,7 +44,12 @@ def choose_computation(
         weight_format = "dense"
         why["weight_format"] = "every weight in dtype, nothing rounded further"
     held: HeldWeights = weight_formats.build(weight_format)
-    chosen = {"device": device, "dtype": dtype, "weight_format": parse_spec(weight_format)[0]}
+    chosen = {
+        "device": device,
+        "dtype": dtype,
+        "weight_format": parse_spec(weight_format)[0],
+        "weight_form": held.form_of(spec),
+    }
     kernels = _kernels(config, spec, machine, chosen, kv_format, why)
     refuse_conflicts({**chosen, "kernels": kernels})
     stored_at = "" if config.model.dummy_weights else model_path

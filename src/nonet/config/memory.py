@@ -53,8 +53,7 @@ class EntryFormat(Protocol):
 class HeldWeights(Protocol):
     """What a plan asks of a weight format (`quant.formats.base.WeightFormat`)."""
 
-    @property
-    def form(self) -> str: ...
+    def form_of(self, spec: ModelSpec) -> str: ...
 
     def num_bytes(self, spec: ModelSpec, float_bytes: int, path: str) -> int: ...
 
@@ -64,7 +63,7 @@ def weight_bytes(
 ) -> int:
     """Weights as held in memory, norms and biases left out. `model_path` is "" for made-up weights."""
     kept = held.num_bytes(spec, DTYPE_BYTES[dtype], model_path)
-    is_kept = held.form in KEPT_FORMS.get(kernels, ())
+    is_kept = held.form_of(spec) in KEPT_FORMS.get(kernels, ())
     return kept if is_kept else spec.num_parameters * DTYPE_BYTES[dtype]
 
 

@@ -52,7 +52,7 @@ class ModelConfig:
         str,
         Doc(
             "how matrices are held: auto, or a format with its options, such as int8, int4:group=128, w8a8, fp8, "
-            "native (block formats as in the file) or dense (in dtype)",
+            "native (codes and 8-bit floats as in the file) or dense (in dtype)",
             alias="quant",
         ),
     ] = "auto"

@@ -88,6 +88,7 @@ class ModelSpec:
     pad_id: int | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"  # as stored
     code_bits: int | None = None  # of a checkpoint whose weights are integer codes
+    stores_float8: bool = False  # a checkpoint whose weights are 8-bit floats that kernels can keep
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     # Deviation of made-up weights; no part of what the model is.
     initializer_range: float = field(default=0.02, compare=False)

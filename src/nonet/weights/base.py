@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.quant.checkpoints.base import Codes
 
 __all__ = ["WeightSource"]
 
@@ -31,8 +31,8 @@ class WeightSource(Protocol):
         """The tensor in its stored float type; block formats dequantised to float32. May read the disk."""
         ...
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None:
-        """The tensor as stored codes, or None when it is not stored in a block format."""
+    def load_codes(self, name: str) -> Codes | None:
+        """The tensor as stored codes or 8-bit floats, or None when it is stored as neither."""
         ...
 
     def close(self) -> None: ...

@@ -60,7 +60,7 @@ class DummySource:
         flat[whole:] = noise[: flat.numel() - whole]
         return values
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None:
+    def load_codes(self, name: str) -> GroupwiseTensor | None:
         return None
 
     def close(self) -> None:

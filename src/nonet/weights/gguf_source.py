@@ -56,7 +56,7 @@ class GGUFSource:
             values = self._unpack(info).dequantize().view(info.shape)
         return stored.in_order(values)
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None:
+    def load_codes(self, name: str) -> GroupwiseTensor | None:
         stored = self._stored[name]
         if stored.info.kind not in BLOCK_FORMATS or len(stored.info.shape) != 2:
             return None

@@ -15,7 +15,7 @@ from nonet.core.errors import ModelFileError, UnsupportedModelError
 from nonet.core.fields import Fields
 from nonet.core.limits import LIMITS
 from nonet.core.model_spec import Family, GenerationDefaults, ModelSpec, RopeScaling, RopeSpec
-from nonet.quant.checkpoints.declared import check_method, declared_bits
+from nonet.quant.checkpoints.declared import check_method, declared_bits, declares_float8
 
 __all__ = ["huggingface_spec", "quantization_config"]
 
@@ -148,6 +148,7 @@ def huggingface_spec(directory: Path) -> ModelSpec:
         pad_id=_first([i for i in config.token_ids("pad_token_id") if i < vocab_size]),
         dtype=_dtype(top, config),
         code_bits=None if quantized is None else declared_bits(quantized),
+        stores_float8=quantized is not None and declares_float8(quantized),
         generation=_generation(generation),
         initializer_range=config.optional_number("initializer_range") or 0.02,
     )

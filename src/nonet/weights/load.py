@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from nonet.core.errors import ModelFileError
@@ -60,12 +62,15 @@ class LoadedParameters:
             raise ModelFileError(f"{full} has shape {shape}; a matrix is needed")
         stored = StoredMatrix(
             dense=lambda: self._source.load(full).to(self._ops.device),
-            groupwise=lambda: self._codes(full),
+            codes=lambda: self._codes(full),
         )
         return self._format.convert(stored, role)
 
-    def _codes(self, full: str) -> GroupwiseTensor | None:
-        codes = self._source.load_groupwise(full)
+    def _codes(self, full: str) -> GroupwiseTensor | Float8Tensor | None:
+        codes = self._source.load_codes(full)
+        if isinstance(codes, Float8Tensor):
+            values, scale = (part.to(self._ops.device) for part in (codes.values, codes.scale))
+            return replace(codes, values=values, scale=scale)
         return None if codes is None else codes.to(self._ops.device)
 
     def _tensor(self, full: str) -> torch.Tensor:
@@ -93,7 +98,7 @@ def _stack(parts: list[WeightMatrix]) -> WeightMatrix:
     if len(codes) == len(parts):
         return _stack_codes(codes)
     floats = [part for part in parts if isinstance(part, Float8Tensor)]
-    if len(floats) == len(parts):
+    if len(floats) == len(parts) and len({(part.group, part.inputs) for part in floats}) == 1:
         return _stack_floats(floats)
     dense = [part if isinstance(part, torch.Tensor) else part.dequantize() for part in parts]
     return torch.cat(dense if len({p.dtype for p in dense}) == 1 else [p.float() for p in dense])

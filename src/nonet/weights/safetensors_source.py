@@ -66,7 +66,7 @@ class SafetensorsSource:
         stored = self._stored[name]
         return load_tensor(stored.path, stored.name)
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None:
+    def load_codes(self, name: str) -> GroupwiseTensor | None:
         return None
 
     def close(self) -> None:

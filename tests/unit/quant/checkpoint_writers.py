@@ -52,7 +52,7 @@ class TensorTable:
     def load_stored(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None:
+    def load_codes(self, name: str) -> GroupwiseTensor | None:
         return None
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from checkpoint_writers import open_table
 from safetensors.torch import load_file
 
+from nonet.kernels.float8 import Float8Tensor
 from nonet.quant.checkpoints import awq, gptq, scaled
 from nonet.quant.checkpoints.affine import AffineWeight, unpack_words
 
@@ -47,15 +49,31 @@ def test_weights_equal_the_reference_library(case: str) -> None:
 
 @pytest.mark.parametrize("case", sorted(CONFIGS))
 def test_codes_are_the_same_numbers(case: str) -> None:
-    codes = open_table(stored(case), CONFIGS[case]).load_groupwise("layer.weight")
-    if case.startswith(("fp8", "float")) or case.endswith("-act"):
+    codes = open_table(stored(case), CONFIGS[case]).load_codes("layer.weight")
+    if case.endswith("-act"):
         assert codes is None
+        return
+    if case.startswith(("fp8", "float")):
+        assert codes is None  # inputs are to meet them unrounded, or their blocks are no kernel's
         return
     assert codes is not None
     expected = TENSORS[f"{case}.expected"]
     assert codes.codes.dtype == torch.uint8
     assert codes.bits == (8 if "8" in case else 4)
     assert torch.equal(codes.dequantize().to(expected.dtype), expected)
+
+
+@pytest.mark.parametrize("case", ["float-channel", "float-tensor"])
+def test_floats_to_be_met_by_rounded_inputs_stay_as_they_are(case: str) -> None:
+    config = copy.deepcopy(CONFIGS[case])
+    config["config_groups"]["group_0"]["input_activations"] = {"type": "float", "num_bits": 8}
+    kept = open_table(stored(case), config).load_codes("layer.weight")
+    assert isinstance(kept, Float8Tensor)
+    expected = TENSORS[f"{case}.expected"]
+    given = stored(case)["layer.weight"]
+    assert torch.equal(kept.values.view(torch.uint8), given.view(torch.uint8))
+    assert torch.equal(kept.dequantize().to(expected.dtype), expected)
+    assert kept.inputs == "token"
 
 
 def test_the_check_rejects_a_wrong_order_of_nibbles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def sample(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
 
 
 def convert(spec: str, weight: torch.Tensor, role: Role = "linear") -> WeightMatrix:
-    stored = StoredMatrix(dense=lambda: weight, groupwise=lambda: None)
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     made: WeightMatrix = WEIGHT_FORMATS.build(spec).convert(stored, role)
     return made
 

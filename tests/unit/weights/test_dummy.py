@@ -34,7 +34,7 @@ def test_depends_on_seed_and_name_alone():
         assert tuple(tensor.shape) == one.shape(name)
         assert tensor.equal(again.load(name))
         assert not tensor.equal(other.load(name))
-        assert one.load_groupwise(name) is None
+        assert one.load_codes(name) is None
     layers = [one.load(f"model.layers.{i}.mlp.up_proj.weight") for i in range(2)]
     assert not layers[0].equal(layers[1])
 

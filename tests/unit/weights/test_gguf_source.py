@@ -129,7 +129,7 @@ def test_float_tensors_keep_their_type(write):
     loaded = source.load("model.layers.0.mlp.down_proj.weight")
     assert loaded.dtype == torch.bfloat16
     assert loaded.equal(brain)
-    assert source.load_groupwise("model.layers.0.mlp.up_proj.weight") is None
+    assert source.load_codes("model.layers.0.mlp.up_proj.weight") is None
     source.close()
     assert half.equal(torch.from_numpy(values).half())  # valid after close
 
@@ -157,7 +157,7 @@ def test_rows_of_llama_q_and_k_are_put_back(write, part):
     name = f"model.layers.1.self_attn.{part}_proj"
     wanted = reference("Q4_K", blocks)
     assert np.array_equal(source.load(f"{name}.weight").numpy(), wanted)
-    codes = source.load_groupwise(f"{name}.weight")
+    codes = source.load_codes(f"{name}.weight")
     assert codes is not None
     assert np.array_equal(codes.dequantize().numpy(), wanted)
     assert np.array_equal(source.load(f"{name}.bias").numpy(), bias)
@@ -239,7 +239,7 @@ def read_everything(path: Path) -> None:
     with np.errstate(all="ignore"):
         for name in source.names():
             assert tuple(source.load(name).shape) == source.shape(name)
-            source.load_groupwise(name)
+            source.load_codes(name)
     source.close()
 
 
@@ -268,4 +268,4 @@ def test_real_models(name):
                 loaded = source.load(f"model.layers.{layer}.{part}.weight")
                 assert np.array_equal(loaded.numpy(), reference(info.kind, blocks))
     assert seen
-    assert isinstance(source.load_groupwise("model.layers.0.mlp.up_proj.weight"), GroupwiseTensor)
+    assert isinstance(source.load_codes("model.layers.0.mlp.up_proj.weight"), GroupwiseTensor)

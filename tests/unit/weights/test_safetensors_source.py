@@ -43,7 +43,7 @@ def assert_all_read(source: SafetensorsSource) -> None:
         loaded = source.load(name)
         assert loaded.dtype == tensor.dtype
         assert loaded.equal(tensor)
-        assert source.load_groupwise(name) is None
+        assert source.load_codes(name) is None
     source.close()
 
 

@@ -35,7 +35,7 @@ class AffineWeight:
         scale, zero = self.scale[:, self.group_of], self.zero[:, self.group_of]
         return (self.codes.to(torch.int32) - zero).to(scale.dtype) * scale
 
-    def groupwise(self) -> GroupwiseTensor | None:
+    def as_codes(self) -> GroupwiseTensor | None:
         """The products before `dense` rounds them, exact for scales of 16 bits: none has more than 20 bits."""
         if self.group is None:
             return None

@@ -8,12 +8,14 @@ from typing import Protocol
 import torch
 
 from nonet.core.errors import ModelFileError
+from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 
 __all__ = [
     "FLOATS",
     "WORDS",
     "CheckpointFormat",
+    "Codes",
     "StoredTensors",
     "StoredWeight",
     "load_checked",
@@ -23,6 +25,8 @@ __all__ = [
 
 FLOATS = ("F32", "F16", "BF16")
 WORDS = ("I32",)
+
+Codes = GroupwiseTensor | Float8Tensor
 
 
 class StoredTensors(Protocol):
@@ -44,7 +48,7 @@ class StoredTensors(Protocol):
         """A tensor of any type, bit for bit."""
         ...
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None: ...
+    def load_codes(self, name: str) -> Codes | None: ...
 
     def close(self) -> None: ...
 
@@ -56,8 +60,8 @@ class StoredWeight(Protocol):
         """In the type, and with the rounding, that the reference library dequantises to."""
         ...
 
-    def groupwise(self) -> GroupwiseTensor | None:
-        """The same products, not rounded, as codes; None where they do not fit that form."""
+    def as_codes(self) -> Codes | None:
+        """The same products, not rounded, as they are stored; None where they fit no form that kernels know."""
         ...
 
 

@@ -4,8 +4,9 @@ Idea: config.json groups the modules by scheme; which of the three a module is s
 Reference: the compressed-tensors library. pack-quantized: weight_packed int32 [N, ceil(K*b/32)] along the inputs, low
 bits first, codes plus 2**(b-1); weight_zero_point packed along the outputs; weight_shape; weight_g_idx for act-order.
 int-quantized: weight int8. float-quantized: weight float8_e4m3fn. All: weight_scale [N, G], [N, 1] or [1].
-Cost: integers keep their codes, floats become dense. Activation scales are not used: activations stay in the model's
-type. Good for: checkpoints as published. Conflicts: sparse, 4-bit float and rotated formats are refused by name.
+Cost: with weight format native integers and 8-bit floats stay as they are. Static scales of activations are not used:
+inputs get a scale for each token beside 8-bit floats, and none beside integers. Good for: checkpoints as published.
+Conflicts: sparse, 4-bit float and rotated formats are refused by name.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class CompressedTensors:
         if storage == "float8":
             values = self._tensors.load_stored(f"{module}.weight")
             block = (1, scheme.group) if scheme.strategy == "group" else scheme.block
-            return ScaledWeight.of(f"{module}.weight_scale", values, scale, block)
+            return ScaledWeight.of(
+                f"{module}.weight_scale", values, scale, block, rounds_inputs=scheme.rounds_inputs
+            )
         return self._read_integers(module, scheme, scale)
 
     def _read_integers(self, module: str, scheme: _Scheme, scale: torch.Tensor) -> AffineWeight:
@@ -181,6 +184,7 @@ class _Scheme:
     group: int  # inputs in a group; of "group" alone
     symmetric: bool
     block: tuple[int, int] | None
+    rounds_inputs: bool
 
 
 def _schemes(config: Fields) -> list[_Scheme]:
@@ -206,6 +210,7 @@ def _schemes(config: Fields) -> list[_Scheme]:
                 group=weights.integer("group_size") if strategy == "group" else 0,
                 symmetric=weights.boolean("symmetric", True),
                 block=block_size(weights, "block_structure") if strategy == "block" else None,
+                rounds_inputs=group.has("input_activations"),
             )
         )
     return schemes

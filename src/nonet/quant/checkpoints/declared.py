@@ -1,4 +1,4 @@
-"""What config.json says about quantised weights, read without torch: the method, and the bits of its codes."""
+"""What config.json says about quantised weights, read without torch: the method, bits of codes, 8-bit floats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from nonet.core.errors import UnsupportedModelError
 from nonet.core.fields import Fields
 from nonet.quant.checkpoints import CHECKPOINT_FORMATS
 
-__all__ = ["check_method", "declared_bits"]
+__all__ = ["FLOAT8_BLOCK", "check_method", "declared_bits", "declares_float8"]
+
+FLOAT8_BLOCK = 128  # rows and columns of the blocks that kernels keep
+
+FLOAT8_METHODS = ("fbgemm_fp8", "fp8")
 
 
 def check_method(config: Fields) -> None:
@@ -34,3 +38,22 @@ def declared_bits(config: Fields) -> int | None:
     if any(w.values.get("actorder") in ("group", "dynamic") for w in integers):
         return None
     return max((w.integer("num_bits", high=32) for w in integers), default=None)
+
+
+def declares_float8(config: Fields) -> bool:
+    """Whether all weights are 8-bit floats of a kind that kernels keep, to be met by rounded inputs."""
+    if config.values.get("quant_method") in FLOAT8_METHODS:
+        return _is_kept(config.values.get("weight_block_size"))
+    groups = config.table("config_groups")
+    tables = [groups.table(name) for name in groups.values if groups.table(name).has("weights")]
+    return bool(tables) and all(
+        one.table("weights").values.get("type") == "float"
+        and one.table("weights").values.get("strategy") != "group"
+        and _is_kept(one.table("weights").values.get("block_structure"))
+        and one.has("input_activations")
+        for one in tables
+    )
+
+
+def _is_kept(block: object) -> bool:
+    return block is None or block == [FLOAT8_BLOCK, FLOAT8_BLOCK]

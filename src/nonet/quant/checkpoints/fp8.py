@@ -2,9 +2,9 @@
 
 Idea: `weight = values * scale`; `weight_scale_inv`, DeepSeek's name, is multiplied too, despite its name.
 Reference: DeepSeek-V3 (arXiv 2412.19437) for blocks; AutoFP8 for `weight_scale` and the static `input_scale`.
-Cost: here, dense weights: the product is made at load, and activations are not rounded to FP8, whether the checkpoint
-says static or dynamic. Static activation scales stay readable as `...input_scale`. Good for: checkpoints as
-published. Conflicts: e5m2 and e4m3fnuz weights are refused.
+Cost: with weight format native the values stay as they are, and inputs are rounded with a scale for each token (each
+128 of its inputs, in blocks), finer than a static one, which stays readable as `...input_scale`; with dense the product
+is made at load. Good for: checkpoints as published. Conflicts: e5m2 and e4m3fnuz weights are refused.
 """
 
 from __future__ import annotations

@@ -8,9 +8,8 @@ import torch
 
 from nonet.core.errors import ModelFileError
 from nonet.core.fields import Fields
-from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.quant.checkpoints import CHECKPOINT_FORMATS
-from nonet.quant.checkpoints.base import CheckpointFormat, StoredTensors
+from nonet.quant.checkpoints.base import CheckpointFormat, Codes, StoredTensors
 
 __all__ = ["QuantizedSource"]
 
@@ -50,10 +49,10 @@ class QuantizedSource:
             return self._tensors.load(name)
         return self._layout.read(name.removesuffix(".weight")).dense()
 
-    def load_groupwise(self, name: str) -> GroupwiseTensor | None:
+    def load_codes(self, name: str) -> Codes | None:
         if name not in self._shapes:
-            return self._tensors.load_groupwise(name)
-        return self._layout.read(name.removesuffix(".weight")).groupwise()
+            return self._tensors.load_codes(name)
+        return self._layout.read(name.removesuffix(".weight")).as_codes()
 
     def close(self) -> None:
         self._tensors.close()

@@ -14,6 +14,7 @@ from nonet.core.model_spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+    from nonet.kernels.float8 import Float8Tensor
     from nonet.kernels.groupwise import GroupwiseTensor
     from nonet.kernels.ops import WeightMatrix
 
@@ -30,7 +31,7 @@ class StoredMatrix:
     """A matrix of a checkpoint [N, K], read when asked: in its float type, or as the codes it is stored in."""
 
     dense: Callable[[], torch.Tensor]
-    groupwise: Callable[[], GroupwiseTensor | None]
+    codes: Callable[[], GroupwiseTensor | Float8Tensor | None]
 
 
 class WeightFormat(Protocol):
@@ -39,7 +40,9 @@ class WeightFormat(Protocol):
     Knobs are fields of a frozen `Config` inside the class, checked in its constructor.
     """
 
-    form: Form
+    def form_of(self, spec: ModelSpec) -> Form:
+        """What the linears of this model become."""
+        ...
 
     def num_bytes(self, spec: ModelSpec, float_bytes: int, path: str) -> int:
         """Bytes of all matrices in kernels that keep this form; `float_bytes` is the size of the model's dtype.

@@ -19,7 +19,8 @@ __all__ = ["Dense"]
 class Dense:
     """The identity."""
 
-    form: Form = "dense"
+    def form_of(self, spec: ModelSpec) -> Form:
+        return "dense"
 
     def num_bytes(self, spec: ModelSpec, float_bytes: int, path: str) -> int:
         return spec.num_parameters * float_bytes

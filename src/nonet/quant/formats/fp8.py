@@ -32,7 +32,8 @@ ACTIVATIONS = ("dynamic", "exact")
 class Float8:
     """8-bit floats for linears; the token table and the output head keep the model's dtype."""
 
-    form: Form = "float8"
+    def form_of(self, spec: ModelSpec) -> Form:
+        return "float8"
 
     @dataclass(frozen=True, slots=True)
     class Config:

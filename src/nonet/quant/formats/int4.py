@@ -30,7 +30,8 @@ EMBEDDING_GROUP = 32
 class Int4:
     """4 bits for linears, 8 for the rest."""
 
-    form: Form = "groupwise"
+    def form_of(self, spec: ModelSpec) -> Form:
+        return "groupwise"
 
     @dataclass(frozen=True, slots=True)
     class Config:

@@ -27,7 +27,8 @@ __all__ = ["Int8"]
 class Int8:
     """8 bits for every matrix, the token table included."""
 
-    form: Form = "groupwise"
+    def form_of(self, spec: ModelSpec) -> Form:
+        return "groupwise"
 
     @dataclass(frozen=True, slots=True)
     class Config:

@@ -1,8 +1,8 @@
-"""Block formats kept as the file has them: no error beyond the file's own, a quarter to a half of the bytes.
+"""Codes and 8-bit floats kept as the files have them: no error beyond theirs, a quarter to a half of the bytes.
 
 Idea: a GGUF block is already scale * code + minimum, so the kernels multiply it as it is. Reference: the GGUF
 container. Cost: 4 or 8 bits a weight and a scale and minimum per group. Good for: decode, which reads every weight.
-Conflicts: none; float tensors of the file stay dense.
+Conflicts: 8-bit floats, the native CPU kernels; wider floats of the file stay dense.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from nonet.core.errors import ConfigError
 from nonet.core.gguf import GGUFFile
 from nonet.core.model_spec import ModelSpec
+from nonet.quant.checkpoints.declared import FLOAT8_BLOCK
 from nonet.quant.formats.base import Form, Role, StoredMatrix
+from nonet.quant.formats.matrices import matrices
 
 if TYPE_CHECKING:
     from nonet.kernels.ops import WeightMatrix
@@ -30,7 +32,8 @@ FOUR_BIT_KINDS = ("Q4_0", "Q4_1", "Q4_K")
 class Native:
     """Codes where the file has codes."""
 
-    form: Form = "groupwise"
+    def form_of(self, spec: ModelSpec) -> Form:
+        return "float8" if spec.stores_float8 else "groupwise"
 
     def num_bytes(self, spec: ModelSpec, float_bytes: int, path: str) -> int:
         if spec.code_bits is not None and path:
@@ -38,6 +41,8 @@ class Native:
             embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
             each = FOUR_BITS if spec.code_bits == 4 else EIGHT_BITS
             return int((spec.num_parameters - embeddings) * each + embeddings * float_bytes)
+        if spec.stores_float8 and path:
+            return _float8_bytes(spec, float_bytes)
         if path.endswith(".gguf"):
             return _file_bytes(path, float_bytes)
         raise ConfigError(
@@ -46,8 +51,17 @@ class Native:
         )
 
     def convert(self, stored: StoredMatrix, role: Role) -> WeightMatrix:
-        codes = stored.groupwise()
+        codes = stored.codes()
         return stored.dense() if codes is None else codes
+
+
+def _float8_bytes(spec: ModelSpec, float_bytes: int) -> int:
+    """A byte for each weight of a linear, and at most a scale for each 128 of an output's."""
+    return sum(
+        outputs
+        * (inputs + 4 * -(-inputs // FLOAT8_BLOCK) if role == "linear" else inputs * float_bytes)
+        for role, outputs, inputs in matrices(spec)
+    )
 
 
 def _file_bytes(path: str, float_bytes: int) -> int:

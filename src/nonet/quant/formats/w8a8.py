@@ -26,7 +26,8 @@ __all__ = ["W8A8"]
 class W8A8:
     """Int8 on both sides in every layer; the token table and the output head are rounded on the weights' side only."""
 
-    form: Form = "groupwise"
+    def form_of(self, spec: ModelSpec) -> Form:
+        return "groupwise"
 
     @dataclass(frozen=True, slots=True)
     class Config:

@@ -30,6 +30,7 @@ def linear(bench: Bench) -> Iterator[Problem]:
     for name, (outputs, inputs) in _fused(bench.spec).items():
         for weight_format in bench.weight_formats:
             held: WeightFormat = WEIGHT_FORMATS.build(weight_format)
+            form = held.form_of(bench.spec)
             probe = _converted(held, bench, 1, inputs)
             each = _held_bytes(probe, bench, held) * outputs
             for rows in ROWS[bench.device.type]:
@@ -39,9 +40,9 @@ def linear(bench: Bench) -> Iterator[Problem]:
                     num_bytes=moved,
                     flops=2 * rows * outputs * inputs,
                     make=_our_linear(bench, held, outputs, inputs, rows),
-                    arithmetic="float8" if _is_kept(held, bench) and held.form == "float8" else "",
+                    arithmetic="float8" if _is_kept(held, bench) and form == "float8" else "",
                     rivals={"torch dense": _torch_linear(bench, outputs, inputs, rows)}
-                    if held.form == "dense"
+                    if form == "dense"
                     else {},
                 )  # fmt: skip
 
@@ -106,11 +107,12 @@ def _our_logits(bench: Bench, outputs: int, inputs: int, rows: int) -> Callable[
 
 def _converted(held: WeightFormat, bench: Bench, outputs: int, inputs: int) -> WeightMatrix:
     weight = 0.02 * bench.random(outputs, inputs)
-    return held.convert(StoredMatrix(dense=lambda: weight, groupwise=lambda: None), "linear")
+    return held.convert(StoredMatrix(dense=lambda: weight, codes=lambda: None), "linear")
 
 
 def _is_kept(held: WeightFormat, bench: Bench) -> bool:
-    return held.form == "dense" or held.form in KEPT_FORMS.get(bench.ops.name, ())
+    form = held.form_of(bench.spec)
+    return form == "dense" or form in KEPT_FORMS.get(bench.ops.name, ())
 
 
 def _held_bytes(matrix: WeightMatrix, bench: Bench, held: WeightFormat) -> int:
