@@ -63,20 +63,24 @@ class Planner:
             self._displace(step)
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
+        held: list[Sequence] = []
         for seq in self._policy.order(self._roster.running.values(), now):
             if seq.is_compacting or (seq.num_unread and not _can_run_ahead(seq)):
+                held += [seq] if _goes_on(seq) else []
                 continue
             remaining = len(seq.token_ids) + seq.num_unread - seq.num_planned
             if remaining == 1 and seq.compact_at != seq.num_planned + 1:
                 decodes.append(seq)
             elif remaining:
                 prefills.append(seq)
-        step.background_limit = self._policy.background_limit(decodes, step.budget.left, now)
+        # Those who are held back have their next token after this step: they feel its length as the others do.
+        streams = [*decodes, *held]
+        step.background_limit = self._policy.background_limit(streams, step.budget.left, now)
         self._continue_decodes(step, decodes)
         if self._limits.chunked_prefill:
             left, rule = step.budget.left, self._kv.compaction
             step.budget.left = max(
-                self._policy.prompt_budget(decodes, left, now),
+                self._policy.prompt_budget(streams, left, now),
                 min(left, rule.query_window) if rule else 0,
             )
         for seq in prefills:
@@ -323,8 +327,9 @@ def _can_run_ahead(seq: Sequence) -> bool:
 
     Not when the host must see it first, when it is not known how many tokens it will be, or when it is the last.
     """
-    return (
-        not seq.needs_host_tokens
-        and seq.num_unread == 1
-        and len(seq.token_ids) + seq.num_unread < seq.max_len
-    )
+    return not seq.needs_host_tokens and seq.num_unread == 1 and _goes_on(seq)
+
+
+def _goes_on(seq: Sequence) -> bool:
+    """Whether what is in flight is not its last, as far as lengths tell."""
+    return len(seq.token_ids) + seq.num_unread < seq.max_len

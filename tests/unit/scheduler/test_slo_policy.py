@@ -190,6 +190,37 @@ def test_online_streams_do_not_feel_a_backlog_of_batch(seed: int) -> None:
     assert mutant[10] > 2 * alone[10]
 
 
+def test_batch_leaves_time_to_streams_that_wait_for_their_last_token() -> None:
+    """Where no row can run ahead, a step planned meanwhile has none of the streams, and all of them wait for it."""
+    clock = FakeClock()
+    limits = SchedulerLimits(
+        max_num_seqs=8, max_tokens_per_step=512, chunked_prefill=True, max_waiting=20, max_model_len=4096,
+        needs_host_tokens=True,
+    )  # fmt: skip
+    kv = KVCache((CacheGroup((0,), None),), 2000, 16, prefix_cache=False)
+    scheduler = Scheduler(limits, kv, SloPolicy(TARGETS), clock)
+    for number in range(4):  # prompts of several lengths, so that the cost of a token is learnt
+        name = "standard" if number else "interactive"
+        scheduler.add(request(f"r{number}", name, num_prompt=40 + 60 * number, max_tokens=500))
+        for _ in range(6):
+            plan = scheduler.plan(clock.now())
+            assert plan is not None
+            clock.advance(0.01 + 0.001 * sum(row.num_tokens for row in plan.rows))
+            scheduler.apply(one_token_each(plan))
+    clock.advance(60.0)  # no stream is ahead of its deadlines
+    flying = scheduler.plan(clock.now())
+    assert flying is not None
+    assert len(flying.rows) == 4
+    scheduler.add(request("behind", "batch", num_prompt=2000))
+    scheduler.add(request("newcomer", "standard", num_prompt=2000))
+    beside = scheduler.plan(clock.now())
+    assert beside is not None
+    # The tpot of 0.05 s holds 40 tokens; batch may make a step of four tokens longer by less than one.
+    tokens = {row.seq_id: row.num_tokens for row in beside.rows}
+    assert 30 <= tokens[5] <= 40
+    assert 4 not in tokens
+
+
 @pytest.mark.parametrize("spec", ["slo:batch_stretch=0.5", "slo:batch_stretch=nan"])
 def test_batch_cannot_make_a_step_shorter(spec: str) -> None:
     with pytest.raises(ConfigError, match="give at least 1"):

@@ -45,7 +45,10 @@ class Policy(Protocol):
         return False
 
     def background_limit(self, decoding: list[Sequence], limit: int, now: float) -> int:
-        """Tokens, at most `limit`, of a step with background sequences in it, beside `decoding` with a token each."""
+        """Tokens, at most `limit`, of a step with background sequences in it, beside `decoding` with a token each.
+
+        Streams whose last token is still under way are among `decoding`: they wait for this step's end too.
+        """
         return limit
 
     def prompt_budget(self, decoding: list[Sequence], limit: int, now: float) -> int:
