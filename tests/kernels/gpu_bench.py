@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from tests.kernels.gpu_bench_attention import (
-    candidates,
     decode_attention,
+    few_decodes,
     prefill_attention,
     tune_decode,
     tune_prefill,
@@ -38,11 +38,10 @@ def main() -> None:
     sections: dict[str, Callable[[], list[Row]]] = {
         "tune16": lambda: tune_decode(16) + tune_prefill(16),
         "tune64": lambda: tune_decode(64) + tune_prefill(64),
-        "decode": lambda: decode_attention(64, with_sdpa=True),
+        "decode": lambda: decode_attention(64, with_sdpa=True) + few_decodes(64),
         "decode16": lambda: decode_attention(16, with_sdpa=False),
         "prefill": lambda: prefill_attention(64, with_sdpa=True),
         "prefill16": lambda: prefill_attention(16, with_sdpa=False),
-        "candidates": candidates,
         "rows": row_wise,
         "linears": linears,
         "tune_few": tune_few,

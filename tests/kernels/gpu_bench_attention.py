@@ -1,4 +1,4 @@
-"""Times paged attention in decode and prefill, next to torch's own attention, and compares tilings."""
+"""Times paged attention in decode and prefill, next to torch's own attention, and compares kernels and tilings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nonet.kernels.ops import AttentionInputs, LayerCache
-from nonet.kernels.triton.attention_decode import DecodeTiling
+from nonet.kernels.triton.attention_decode import DecodeTiling, decode_tiling
 from nonet.kernels.triton.attention_prefill import PrefillTiling
 from nonet.kernels.triton.ops import TritonOps
-from tests.kernels.gpu_candidates import Spread, attend_spread
 from tests.kernels.gpu_timing import DEVICE, DTYPE, KV_BYTES, LAYOUT, Row, copies_for, seconds
 
 
@@ -104,6 +103,21 @@ def decode_attention(block: int, with_sdpa: bool) -> list[Row]:
     return rows
 
 
+def few_decodes(block: int) -> list[Row]:
+    """Decode attention of very few sequences: spread over a fixed grid, as the product does, and in even shares."""
+    tiling = decode_tiling(128, DTYPE.itemsize, TritonOps(DTYPE, DEVICE).multiprocessors)
+    rows: list[Row] = []
+    for batch in (1, 2, 4):
+        for length in (256, 1024, 4096, 32768):
+            problem = Problem.make(batch, 1, length, block, copies_for(batch * length * KV_BYTES))
+            spread, shares = problem.seconds(), problem.seconds(decode=tiling)
+            rows.append(
+                {"what": "decode attention of few", "batch": batch, "context": length, "block": block,
+                 "spread_us": spread * 1e6, "shares_us": shares * 1e6}
+            )  # fmt: skip
+    return rows
+
+
 def prefill_attention(block: int, with_sdpa: bool) -> list[Row]:
     rows: list[Row] = []
     for batch, length in PREFILL_CASES:
@@ -167,31 +181,4 @@ def tune_prefill(block: int) -> list[Row]:
             except Exception as error:  # a tiling that does not fit is a result
                 row["error"] = str(error)[:60]
         rows.append(row)
-    return rows
-
-
-def candidates() -> list[Row]:
-    """Decode attention of few sequences: the product's, and spread over a fixed grid."""
-    rows: list[Row] = []
-    for batch in (1, 2, 4):
-        for length in (256, 1024, 4096, 32768):
-            problem = Problem.make(batch, 1, length, 64, copies_for(batch * length * KV_BYTES))
-            row: Row = {"what": "decode attention", "batch": batch, "context": length}
-            row["product_us"] = problem.seconds() * 1e6
-            for splits, tile, warps in (
-                (33, 64, 4),
-                (33, 128, 4),
-                (33, 128, 8),
-                (16, 64, 4),
-                (16, 128, 8),
-            ):
-                spread = Spread.allocate(batch * 8, LAYOUT, DEVICE, splits, tile, warps)
-                calls = [
-                    lambda one=one, of=problem, spread=spread: attend_spread(
-                        of.q, LAYOUT, of.cache, one, 128**-0.5, spread
-                    )
-                    for one in problem.inputs
-                ]
-                row[f"{splits}x{tile}w{warps}_us"] = seconds(calls) * 1e6
-            rows.append(row)
     return rows

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
 
 CPU = torch.device("cpu")
 SMALL = [
-    Case(((1, 70), (1, 17), (1, 16)), heads=4),
+    Case(((1, 70), (1, 17), (1, 16), (1, 1), (1, 33)), heads=4),
     Case(((1, 70), (2, 90)), heads=14, kv_heads=2, block_size=64),
     Case(((3, 3), (17, 40), (33, 33)), heads=3, kv_heads=1),
     Case(((9, 40), (1, 33)), heads=2, kv_heads=2, dim=80, block_size=32, q_norm=True),

@@ -1,4 +1,4 @@
-"""Paged attention of any mix: sequences with few queries and chunks go to a kernel each."""
+"""Paged attention of any mix: very few decodes, sequences with few queries, and chunks go to a kernel each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import triton
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_decode import (
-    DecodeScratch,
     DecodeTiling,
     attend_few,
     decode_rows,
     decode_tiling,
 )
+from nonet.kernels.triton.attention_join import Scratch
 from nonet.kernels.triton.attention_prefill import PrefillTiling, attend_chunks, prefill_tiling
+from nonet.kernels.triton.attention_spread import (
+    SpreadTiling,
+    attend_spread,
+    can_spread,
+    spread_scratch,
+    spread_tiling,
+)
 from nonet.kernels.triton.quantize_rows import Rounded
 
 __all__ = ["PagedAttention"]
@@ -25,7 +32,9 @@ class PagedAttention:
     def __init__(self, device: torch.device, multiprocessors: int) -> None:
         self._device = device
         self._multiprocessors = multiprocessors
-        self._scratch: dict[tuple[DecodeTiling, int, int, int], DecodeScratch] = {}
+        # Kept for good: a graph that was captured on one finds it again.
+        self._scratch: dict[tuple[DecodeTiling, int, int, int], Scratch] = {}
+        self._spread_scratch: dict[tuple[SpreadTiling, QKVLayout], Scratch] = {}
 
     def __call__(
         self,
@@ -39,11 +48,13 @@ class PagedAttention:
         softcap: float | None,
         rounded: Rounded | None = None,
         decode: DecodeTiling | None = None,
+        spread: SpreadTiling | None = None,
         prefill: PrefillTiling | None = None,
     ) -> torch.Tensor:
-        """See `Ops.attention`. Tilings are given only to compare them. Rows of no sequence are left undefined.
+        """See `Ops.attention`. Rows of no sequence are left undefined.
 
-        `rounded` is filled too, with a scale for each head; it may be given for decode steps only.
+        `rounded` is filled too, with a scale for each head; it may be given for decode steps only. Tilings are given
+        only to compare them; with `decode`, its kernel is taken where `attention_spread` could be too.
         """
         tokens, num_seqs = q.shape[0], len(inputs.kv_len)
         dim = layout.head_dim
@@ -51,43 +62,38 @@ class PagedAttention:
         out = torch.empty(tokens, layout.num_heads * dim, dtype=q.dtype, device=q.device)
         if not tokens:
             return out
+        if decode is None and can_spread(tokens, layout, inputs):
+            spread = spread or spread_tiling(layout, q.element_size(), self._multiprocessors)
+            attend_spread(
+                q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap,
+                rounded=rounded, tiling=spread, scratch=self._scratch_of_spread(spread, layout),
+            )  # fmt: skip
+            return out
         longest = inputs.max_query_len
         rows = decode_rows(group, longest)
         assert rounded is None or longest == 1, "only decode steps are rounded on the way"
         if longest * group > rows:
             attend_chunks(
-                q,
-                out,
-                layout,
-                cache,
-                inputs,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                few_rows=rows,
+                q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap, few_rows=rows,
                 tiling=prefill or prefill_tiling(dim, q.element_size(), cache.block_size),
-            )
+            )  # fmt: skip
         decode = decode or decode_tiling(dim, q.element_size(), self._multiprocessors)
         attend_few(
-            q,
-            out,
-            layout,
-            cache,
-            inputs,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            rows=rows,
-            longest=longest,
-            rounded=rounded,
-            tiling=decode,
+            q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap,
+            rows=rows, longest=longest, rounded=rounded, tiling=decode,
             scratch=self._scratch_for(decode, rows, dim, num_seqs * layout.num_kv_heads),
-        )
+        )  # fmt: skip
         return out
 
-    def _scratch_for(self, tiling: DecodeTiling, rows: int, dim: int, pairs: int) -> DecodeScratch:
-        """Kept for good: a graph that was captured on it finds it again."""
-        key = (tiling, rows, dim, triton.next_power_of_2(pairs))
+    def _scratch_of_spread(self, tiling: SpreadTiling, layout: QKVLayout) -> Scratch:
+        key = (tiling, layout)
+        if key not in self._spread_scratch:
+            self._spread_scratch[key] = spread_scratch(tiling, layout, self._device)
+        return self._spread_scratch[key]
+
+    def _scratch_for(self, tiling: DecodeTiling, rows: int, dim: int, pairs: int) -> Scratch:
+        block = max(16, triton.next_power_of_2(dim))
+        key = (tiling, rows, block, triton.next_power_of_2(pairs))
         if key not in self._scratch:
-            self._scratch[key] = DecodeScratch.allocate(*key, self._device)
+            self._scratch[key] = Scratch.allocate(tiling.units, *key[1:], self._device)
         return self._scratch[key]

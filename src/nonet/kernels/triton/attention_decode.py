@@ -17,18 +17,12 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
-from nonet.kernels.triton.attention_parts import finish_rows, leave_part, merge_parts
-from nonet.kernels.triton.attention_tile import (
-    block_ids,
-    entry_offsets,
-    entry_scales,
-    fold,
-    group_rows,
-    visible_entries,
-)
+from nonet.kernels.triton.attention_join import Scratch, leave
+from nonet.kernels.triton.attention_parts import finish_rows, merge_parts
+from nonet.kernels.triton.attention_tile import block_ids, fold_tiles, group_rows
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
-__all__ = ["DecodeScratch", "DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
+__all__ = ["DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
 
 MAX_ROWS = 64
 MERGED = 8192  # elements of partial results merged at a time
@@ -43,28 +37,10 @@ class DecodeTiling:
     stages: int
     programs: int
 
-
-@dataclass(frozen=True, slots=True)
-class DecodeScratch:
-    """Partial results of two segments a program, and arrival counters that are zero between launches."""
-
-    partial: torch.Tensor
-    high: torch.Tensor
-    total: torch.Tensor
-    arrivals: torch.Tensor
-
-    @classmethod
-    def allocate(
-        cls, tiling: DecodeTiling, rows: int, dim: int, pairs: int, device: torch.device
-    ) -> DecodeScratch:
-        segments = 2 * tiling.programs
-        block = max(16, triton.next_power_of_2(dim))
-        return cls(
-            torch.empty(segments, rows, block, dtype=torch.float32, device=device),
-            torch.empty(segments, rows, dtype=torch.float32, device=device),
-            torch.empty(segments, rows, dtype=torch.float32, device=device),
-            torch.zeros(pairs, dtype=torch.int32, device=device),
-        )
+    @property
+    def units(self) -> int:
+        """Partial results of a launch: a program's share may begin and end inside a pair."""
+        return 2 * self.programs
 
 
 def decode_tiling(dim: int, itemsize: int, multiprocessors: int) -> DecodeTiling:
@@ -93,7 +69,7 @@ def attend_few(
     longest: int,
     rounded: Rounded | None,
     tiling: DecodeTiling,
-    scratch: DecodeScratch,
+    scratch: Scratch,
 ) -> None:
     """Writes the rows of `out` that belong to sequences with at most `rows` rows (queries times group).
 
@@ -162,20 +138,22 @@ def _attend_few(
         head = (at - pair_start) // tiles
         pair_start += head * tiles
         last = tl.minimum(pair_start + tiles, stop)
+        token = tl.load(query_start + seq)
+        count = tl.load(query_start + seq + 1) - token
         acc, high, total = _segment(
             q, q_stride, keys, values, key_scales, value_scales,
-            block_table + seq.to(tl.int64) * table_stride, query_start, kv_len, seq, head,
+            block_table + seq.to(tl.int64) * table_stride, token, count, tl.load(kv_len + seq), head,
             low + at - pair_start, low + last - pair_start, scale, softcap, window,
             H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
         )  # fmt: skip
         if last - at == tiles:
             finish_rows(
-                out, codes, out_scales, query_start, seq, head, acc, total,
+                out, codes, out_scales, token, count, head, acc, total,
                 H, K, D, BLOCK_D, ROWS, ROUND, LARGEST,
             )  # fmt: skip
         else:
-            segment = 2 * program + (at == pair_start).to(tl.int32)
-            leave_part(partial, part_high, part_total, segment, acc, high, total, BLOCK_D, ROWS)
+            unit = 2 * program + (at == pair_start).to(tl.int32)
+            leave(partial, part_high, part_total, unit, acc, high, total, BLOCK_D, ROWS, USED_ROWS)
             tl.debug_barrier()
             first_program = pair_start // share
             others = (pair_start + tiles - 1) // share - first_program
@@ -183,11 +161,11 @@ def _attend_few(
             if arrived == others:
                 acc_of_all, total_of_all = merge_parts(
                     partial, part_high, part_total, first_program, others + 1,
-                    BLOCK_D, ROWS, USED_ROWS, PARTS,
+                    BLOCK_D, USED_ROWS, PARTS,
                 )  # fmt: skip
                 tl.store(arrivals + seq * K + head, 0)
                 finish_rows(
-                    out, codes, out_scales, query_start, seq, head, acc_of_all, total_of_all,
+                    out, codes, out_scales, token, count, head, acc_of_all, total_of_all,
                     H, K, D, BLOCK_D, USED_ROWS, ROUND, LARGEST,
                 )  # fmt: skip
         at = last
@@ -212,57 +190,24 @@ def _tiles(
 
 @triton.jit
 def _segment(
-    q, q_stride, keys, values, key_scales, value_scales, table, query_start, kv_len, seq, head, tile, stop_tile,
+    q, q_stride, keys, values, key_scales, value_scales, table, token, count, length, head, tile, stop_tile,
     scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
 ):  # fmt: skip
     """(acc, high, total) of one pair over its tiles [tile, stop_tile)."""
-    length = tl.load(kv_len + seq)
-    token = tl.load(query_start + seq)
-    count = tl.load(query_start + seq + 1) - token
     query, member = group_rows(ROWS, H // K)
     lane = tl.arange(0, BLOCK_D)[None, :]
     at = (token + query).to(tl.int64)[:, None] * q_stride
     at += ((head * (H // K) + member) * D)[:, None] + lane
     q_tile = tl.load(q + at, mask=(query < count)[:, None] & (lane < D), other=0.0)
-    position = length - count + query
     oldest = 0
     if HAS_WINDOW:
         oldest = length - count + 1 - window
-    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    high = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
     blocks = block_ids(table, tile * TILE, length, P, TILE)
-    for start in range(tile * TILE, stop_tile * TILE, TILE):
-        place = entry_offsets(blocks, start, head, K, P, D, TILE)[:, None] + lane
-        entry = start + tl.arange(0, TILE)
-        # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
-        live = (entry < length) & (entry >= oldest)
-        wide = live[:, None] & (lane < D)
-        k_scale, v_scale = entry_scales(
-            key_scales, value_scales, blocks, start, head, live, K, P, TILE, IS_CODED
-        )
-        blocks = block_ids(table, start + TILE, length, P, TILE)
-        k = tl.load(keys + place, mask=wide, other=0.0)
-        v = tl.load(values + place, mask=wide, other=0.0)
-        seen = visible_entries(position, start, window, TILE, HAS_WINDOW)
-        acc, high, total = fold(
-            q_tile,
-            k,
-            v,
-            k_scale,
-            v_scale,
-            seen,
-            acc,
-            high,
-            total,
-            scale,
-            softcap,
-            True,
-            HAS_SOFTCAP,
-            PRECISION,
-            IS_CODED,
-        )
-    return acc, high, total
+    return fold_tiles(
+        q_tile, length - count + query, keys, values, key_scales, value_scales, table, blocks, head,
+        tile * TILE, stop_tile * TILE, length, oldest, scale, softcap, window,
+        K, D, P, BLOCK_D, ROWS, TILE, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
-from nonet.kernels.triton.attention_join import join, join_all, leave
+from nonet.kernels.triton.attention_join import Scratch, join, join_all, leave
 from nonet.kernels.triton.attention_tile import (
     block_ids,
     entry_offsets,
@@ -45,24 +45,13 @@ class _Tiling:
     precision: str  # of float32 products
 
 
-@dataclass(frozen=True, slots=True)
-class _Scratch:
-    """What splits gave, `units` of them, and arrival counters that are zero between launches."""
-
-    partial: torch.Tensor
-    high: torch.Tensor
-    total: torch.Tensor
-    arrivals: torch.Tensor
-    units: int
-
-
 class FixedAttention:
     """As `attention.PagedAttention`, in fixed order; owns the memory for splits, which layers share in turn."""
 
     def __init__(self, device: torch.device, multiprocessors: int) -> None:
         self._device = device
         self._programs = 2 * multiprocessors  # as many as shared memory holds at once
-        self._scratch: dict[tuple[int, int, int], _Scratch] = {}
+        self._scratch: dict[tuple[int, int, int], Scratch] = {}
 
     def __call__(
         self,
@@ -114,24 +103,14 @@ class FixedAttention:
         )
         return out
 
-    def _scratch_for(self, rows: int, block: int, pairs: int) -> _Scratch:
+    def _scratch_for(self, rows: int, block: int, pairs: int) -> Scratch:
         """Kept for good: a graph that was captured on it finds it again."""
         key = (rows, block, pairs)
         if key not in self._scratch:
             units = SCRATCH_BYTES // (rows * block * 4)
             if self._device.type == "cpu":
                 units = 64  # an interpreter's cases are small
-
-            def floats(count: int) -> torch.Tensor:
-                return torch.empty(count, dtype=torch.float32, device=self._device)
-
-            self._scratch[key] = _Scratch(
-                floats(units * rows * block),
-                floats(units * rows),
-                floats(units * rows),
-                torch.zeros(pairs, dtype=torch.int32, device=self._device),
-                units,
-            )
+            self._scratch[key] = Scratch.allocate(units, rows, block, pairs, self._device)
         return self._scratch[key]
 
 

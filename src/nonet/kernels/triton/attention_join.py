@@ -1,14 +1,44 @@
 """Parts of one softmax that were worked out apart: how two are joined, and how many are left behind and picked up.
 
-A part is (acc, high, total) of `attention_tile`. Parts of a pair are joined first to last, always by `join`.
+A part is (acc, high, total) of `attention_tile`. Where bits matter, those of a pair are joined first to last, always by
+`join`; `attention_parts` merges them with less waiting.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 
-__all__ = ["join", "join_all", "leave"]
+__all__ = ["Scratch", "join", "join_all", "leave"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Room for `units` parts, and an arrival counter for each pair, zero between launches."""
+
+    partial: torch.Tensor
+    high: torch.Tensor
+    total: torch.Tensor
+    arrivals: torch.Tensor
+    units: int
+
+    @classmethod
+    def allocate(
+        cls, units: int, rows: int, block: int, pairs: int, device: torch.device
+    ) -> Scratch:
+        def floats(count: int) -> torch.Tensor:
+            return torch.empty(count, dtype=torch.float32, device=device)
+
+        return cls(
+            floats(units * rows * block),
+            floats(units * rows),
+            floats(units * rows),
+            torch.zeros(pairs, dtype=torch.int32, device=device),
+            units,
+        )
 
 
 @triton.jit
@@ -26,6 +56,7 @@ def leave(
     partial, part_high, part_total, unit, acc, high, total,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, USED_ROWS: tl.constexpr,
 ):  # fmt: skip
+    """The first USED_ROWS rows of a part are kept as number `unit`."""
     row = tl.arange(0, ROWS)
     kept = row < USED_ROWS
     at = unit.to(tl.int64) * USED_ROWS + row

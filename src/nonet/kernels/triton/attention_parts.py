@@ -1,4 +1,4 @@
-"""Partial results of attention: left by one program, merged by the last of a pair's to arrive, finished and stored."""
+"""Partial results of attention that programs left (`attention_join.leave`): merged many at a time, and stored."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ import triton.language as tl
 from nonet.kernels.triton.attention_tile import group_rows
 from nonet.kernels.triton.quantize_rows import round_groups
 
-__all__ = ["finish_rows", "leave_part", "merge_parts"]
-
-
-@triton.jit
-def leave_part(
-    partial, part_high, part_total, segment, acc, high, total,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    row = segment * ROWS + tl.arange(0, ROWS)
-    tl.store(partial + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], acc)
-    tl.store(part_high + row, high)
-    tl.store(part_total + row, total)
+__all__ = ["finish_rows", "merge_parts"]
 
 
 @triton.jit
 def merge_parts(
     partial, part_high, part_total, first_program, count,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, USED_ROWS: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr, USED_ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """(acc, total) of a pair from what `count` programs left: the first at its odd place, the others at even.
 
@@ -38,7 +27,8 @@ def merge_parts(
     lane = tl.arange(0, BLOCK_D)[None, None, :]
     for start in range(0, count, PARTS):
         place = (start + tl.arange(0, PARTS))[:, None]
-        at = tl.where(place == 0, 2 * first_program + 1, 2 * (first_program + place)) * ROWS + row
+        unit = tl.where(place == 0, 2 * first_program + 1, 2 * (first_program + place))
+        at = unit * USED_ROWS + row
         live = (place < count) & (row < USED_ROWS)
         highs = tl.load(part_high + at, mask=live, other=float("-inf"), cache_modifier=".cg")
         totals = tl.load(part_total + at, mask=live, other=0.0, cache_modifier=".cg")
@@ -60,12 +50,11 @@ def merge_parts(
 
 @triton.jit
 def finish_rows(
-    out, codes, out_scales, query_start, seq, head, acc, total,
+    out, codes, out_scales, token, count, head, acc, total,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     ROUND: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    token = tl.load(query_start + seq)
-    count = tl.load(query_start + seq + 1) - token
+    """Stores what `count` queries, tokens from `token` on, see of a KV head; with ROUND float8 too, a scale a head."""
     query, member = group_rows(ROWS, H // K)
     lane = tl.arange(0, BLOCK_D)[None, :]
     at = (token + query).to(tl.int64)[:, None] * (H * D)

@@ -19,6 +19,7 @@ __all__ = [
     "entry_offsets",
     "entry_scales",
     "fold",
+    "fold_tiles",
     "group_rows",
     "visible_entries",
 ]
@@ -133,3 +134,39 @@ def fold(
             weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION
         )
     return acc, new_high, total
+
+
+@triton.jit
+def fold_tiles(
+    q_tile, position, keys, values, key_scales, value_scales, table, blocks, head, start, stop, length, oldest,
+    scale, softcap, window,
+    K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    TILE: tl.constexpr, STRIDE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
+):  # fmt: skip
+    """(acc, high, total) of a sequence's queries over the tiles that begin at `start`, `start` + STRIDE, ... < `stop`.
+
+    `blocks` are the first tile's block ids; `length` entries are there, of which no query sees one before `oldest`.
+    """
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    high = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for at in range(start, stop, STRIDE):
+        place = entry_offsets(blocks, at, head, K, P, D, TILE)[:, None] + lane
+        entry = at + tl.arange(0, TILE)
+        # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
+        live = (entry < length) & (entry >= oldest)
+        wide = live[:, None] & (lane < D)
+        k_scale, v_scale = entry_scales(
+            key_scales, value_scales, blocks, at, head, live, K, P, TILE, IS_CODED
+        )
+        blocks = block_ids(table, at + STRIDE, length, P, TILE)
+        k = tl.load(keys + place, mask=wide, other=0.0)
+        v = tl.load(values + place, mask=wide, other=0.0)
+        seen = visible_entries(position, at, window, TILE, HAS_WINDOW)
+        acc, high, total = fold(
+            q_tile, k, v, k_scale, v_scale, seen, acc, high, total, scale, softcap,
+            True, HAS_SOFTCAP, PRECISION, IS_CODED,
+        )  # fmt: skip
+    return acc, high, total
