@@ -24,7 +24,7 @@ from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.client import EngineClient, Supervision
 from tests.system.fake_engine import FakeConfig, next_token
-from tests.system.harness import ROOT, StartClient, until
+from tests.system.harness import ROOT, StartClient, fake_launch, until
 
 QUICK = Supervision(tick_s=0.05, hang_s=0.4, backoff_s=0.02)
 
@@ -173,6 +173,21 @@ async def test_start_failures_tell_who_must_act(start_client: StartClient) -> No
         await start_client(FakeConfig(start_user_error="no such model"))
     with pytest.raises(EngineDeadError, match="could not start: RuntimeError: broken"):
         await start_client(FakeConfig(start_error="broken"))
+
+
+async def test_closing_ends_a_start_that_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
+    """As when a server is told to end while its model loads."""
+    client = EngineClient(fake_launch(FakeConfig(start_s=0.3)), QUICK)
+    start = asyncio.create_task(client.start())
+    await until(lambda: client.pid > 0)
+    pid = client.pid
+    await client.close()
+    with pytest.raises(EngineDeadError, match="closed while it started"):
+        await start
+    assert not client.is_ready
+    assert not psutil.pid_exists(pid)
+    await asyncio.sleep(2 * QUICK.tick_s)
+    assert "supervisor_failed" not in caplog.text
 
 
 async def test_idle_reader_gets_empty_lists(start_client: StartClient) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from nonet.bench.ladder.result import Climb
@@ -102,3 +106,37 @@ def test_a_user_s_requests_over_a_directory_of_floats(
     refused = capsys.readouterr().err
     assert "the rung weights as in the file cannot be had here" in refused
     assert "holds no block formats" in refused
+
+
+def test_a_climb_that_is_told_to_end_leaves_no_server_behind(folder: Path) -> None:
+    """And what it has measured is kept."""
+    out = folder / "ended"
+    command = [
+        sys.executable,
+        "-m",
+        "nonet.cli.main",
+        "ladder",
+        str(folder / "tiny"),
+        *FLAGS,
+        "--out",
+        str(out),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            while "[2/" not in process.stderr.readline():
+                assert process.poll() is None
+            children: list[psutil.Process] = []
+            while len(children) < 2:  # the server, and its engine
+                children = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"what was measured is kept in {out}" in said
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert len(list((out / "measured").glob("*.json"))) == 1

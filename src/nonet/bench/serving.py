@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from nonet.bench.client import Target, send_all
 from nonet.bench.http import get_json
@@ -57,7 +60,7 @@ async def ask_model(url: str, api_key: str | None = None, model: str | None = No
 def running_server(settings: Mapping[str, str], wait_s: float = 300.0) -> Iterator[str]:
     """A server of our own on a free port, configured through `settings` (NONET_ variables); yields its address.
 
-    It does not log each request, unless told to.
+    It does not log each request, unless told to. It ends with this process, also when that is told to terminate.
     """
     port = _free_port()
     environ = {QUIET[0]: QUIET[1], **os.environ, **settings, "NONET_SERVER_PORT": str(port)}
@@ -65,9 +68,10 @@ def running_server(settings: Mapping[str, str], wait_s: float = 300.0) -> Iterat
     command = [sys.executable, "-m", "nonet.cli.main", "serve"]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, url, wait_s)
-        yield url
+        with _terminating_as_exit():
+            url = f"http://127.0.0.1:{port}"
+            _wait_ready(process, url, wait_s)
+            yield url
     finally:
         process.terminate()
         try:
@@ -75,6 +79,23 @@ def running_server(settings: Mapping[str, str], wait_s: float = 300.0) -> Iterat
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def _terminating_as_exit() -> Iterator[None]:
+    """SIGTERM unwinds the stack, as Ctrl-C does; without that it would leave the server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 async def _measure(

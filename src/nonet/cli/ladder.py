@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
     anchors = []
     if flags.anchor != "none":
         anchors.append(_anchor(resolved, prompts, flags, store, identity, workload))
-    with progress("ladder", "rungs") as show:
+    with _keeping(flags.out), progress("ladder", "rungs") as show:
 
         def began(name: str, number: int, count: int) -> None:
             note(f"[{number + 1}/{count}] {name}")
@@ -91,6 +92,16 @@ def ladder(loaded: Loaded, *, flags: LadderFlags | None = None) -> int:
     notes = _notes(resolved, flags, anchors, left_out)
     result = _climb(resolved, workload, flags, anchors, found, lossy, given, notes)
     return _publish(result, flags.out)
+
+
+@contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    """Who ends a climb is told that nothing is lost."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        note(f"interrupted: what was measured is kept in {folder}, and the same command goes on")
+        raise
 
 
 command = configured(ladder, *ENGINE, model_first=True)

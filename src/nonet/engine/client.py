@@ -74,6 +74,7 @@ class EngineClient:
         self._failure: Failed | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._num_deaths = 0
+        self._is_closed = False
         self.adapters = AdapterRegistry(self._send_command)
 
     @property
@@ -123,7 +124,9 @@ class EngineClient:
         self._supervisor.add_done_callback(self._on_unsupervised)
 
     async def close(self, *, at_once: bool = False) -> None:
-        """End the engine, with `at_once` in the middle of its step; requests in flight get EngineDeadError."""
+        """End the engine, with `at_once` in the middle of its step; requests in flight get EngineDeadError, and so does
+        a `start` that is still under way."""
+        self._is_closed = True
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -270,6 +273,8 @@ class EngineClient:
         finally:
             for wait in waits:
                 wait.cancel()
+        if self._is_closed:
+            raise EngineDeadError("the engine was closed while it started")
         if not self._ready.is_set() or self._ended.is_set():
             raise self._start_error()
         self._watch = HangWatch(self._limits, time.monotonic())
