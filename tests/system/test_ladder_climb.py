@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,21 @@ def test_a_user_s_requests_over_a_directory_of_floats(
     refused = capsys.readouterr().err
     assert "the rung weights as in the file cannot be had here" in refused
     assert "holds no block formats" in refused
+
+
+def test_a_model_that_knows_no_conversations_is_told_what_it_can_climb(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "tiny", tmp_path / "base")
+    settings = tmp_path / "base" / "tokenizer_config.json"
+    given = json.loads(settings.read_text())
+    del given["chat_template"]
+    settings.write_text(json.dumps(given))
+    command = ["ladder", str(tmp_path / "base"), "--workload", "sample", "--scale", "0.05"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "has no chat template; give --workload synthetic" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_climb_that_is_told_to_end_leaves_no_server_behind(folder: Path) -> None:

@@ -169,6 +169,11 @@ def _climb(
 def _prompts(resolved: Resolved, workload: Workload) -> list[list[int]]:
     """Token ids of every request, as the server will make them."""
     reader = PromptReader(Path(resolved.model_path))
+    if any(item.messages for item in workload.items) and reader.tokenizer.chat_template is None:
+        raise ConfigError(
+            f"the workload holds conversations, and {resolved.served_name} has no chat template; "
+            "give --workload synthetic, which is token ids"
+        )
     return [
         _chat_ids(reader, item) if item.messages else list(item.prompt_ids)
         for item in workload.items

@@ -69,7 +69,7 @@ class PromptReader:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """InvalidRequestError when the model has none."""
+        """UnsupportedModelError when the model has none."""
         return ChatTemplate.from_tokenizer(self.tokenizer)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

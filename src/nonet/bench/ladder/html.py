@@ -5,7 +5,14 @@ from __future__ import annotations
 from html import escape
 
 from nonet.bench.ladder.charts import latency_curves, waterfall
-from nonet.bench.ladder.report import Step, base, quality_words, share_of_full, steps
+from nonet.bench.ladder.report import (
+    Step,
+    base,
+    goodput_words,
+    quality_words,
+    share_of_full,
+    steps,
+)
 from nonet.bench.ladder.result import Climb
 from nonet.config.memory import show_bytes
 
@@ -49,7 +56,7 @@ def page(climb: Climb) -> str:
 <h2>Rungs, each on top of those above it</h2>
 <p class="dim">Throughput: all requests at once, medians; spread: half the range of the runs. The base of factors
 is {escape("missing" if over is None else over.name)}; a factor over the rung below is given only where the runs do not
-overlap.</p>
+overlap.{_promise(climb)}</p>
 <table id="rungs"><thead><tr><th>rung</th>{heads}<th>what it did</th><th>quality</th></tr></thead><tbody>
 {rows}
 </tbody></table>
@@ -71,6 +78,11 @@ def _rate(climb: Climb) -> str:
     if climb.latency_rate_rps:
         return f"Open loop at {climb.latency_rate_rps:.2f} requests per second, the same for every rung."
     return "With all requests at once: the time to the first token is mostly waiting."
+
+
+def _promise(climb: Climb) -> str:
+    words = goodput_words(climb)
+    return f" Goodput: requests per second {escape(words)}." if words else ""
 
 
 def _row(step: Step, climb: Climb) -> str:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from nonet.bench.ladder.result import Climb, Measured
 from nonet.config.memory import show_bytes
 
-__all__ = ["Step", "base", "differs", "quality_words", "share_of_full", "steps", "table"]
+__all__ = [
+    "Step",
+    "base",
+    "differs",
+    "goodput_words",
+    "quality_words",
+    "share_of_full",
+    "steps",
+    "table",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +95,27 @@ def quality_words(climb: Climb, one: Measured) -> str:
     return "not measured" if one.name in climb.lossy else ""
 
 
+def goodput_words(climb: Climb) -> str:
+    """What a request must keep to count as goodput; "" where nothing was promised."""
+    names = {"ttft_s": "TTFT", "tpot_s": "TPOT"}
+    given = {names.get(name, name): limit for name, limit in climb.limits.items() if limit}
+    return (
+        "within " + ", ".join(f"{name} {limit:g} s" for name, limit in given.items())
+        if given
+        else ""
+    )
+
+
 def table(climb: Climb) -> str:
     """Cumulative rungs, then what the full stack loses without each."""
     over = base(climb)
-    rate = climb.latency_rate_rps
+    rate, scale = climb.latency_rate_rps, climb.workload_facts.get("scale")
     head = [
-        climb.model, climb.workload, f"{climb.price_per_hour:g} per hour",
+        climb.model, climb.workload, *([f"lengths times {scale:g}"] if scale not in (None, 1) else []),
+        f"{climb.price_per_hour:g} per hour",
         *([f"factors over {over.name}"] if over is not None else []),
         f"latencies at {rate:.2f} requests/s" if rate else "latencies with all requests at once",
+        *([f"goodput {promise}"] if (promise := goodput_words(climb)) else []),
     ]  # fmt: skip
     header = ("rung", "tok/s", "req/s", "x base", "x naive", "x below", "per M tok", "TTFT p50/p99 s",
               "TPOT p50/p99 ms", "goodput", "busy", "memory", "KV tokens", "what it did")  # fmt: skip

@@ -41,7 +41,7 @@ def measured(
 
 def a_climb() -> Climb:
     return Climb(
-        model="m", workload="w", workload_sha256="0" * 64, workload_facts={}, price_per_hour=3.6,
+        model="m", workload="w", workload_sha256="0" * 64, workload_facts={"scale": 0.25}, price_per_hour=3.6,
         latency_rate_rps=2.0, device={"cpu": "c <i>"}, commit=None, libraries={}, lossy=["lossy"],
         anchors=[measured("Hugging Face generate", 30.0)],
         rungs=[measured("naive", 20.0, 22.0, latency_s=0.4), measured("good", 60.0, 62.0),
@@ -49,6 +49,7 @@ def a_climb() -> Climb:
                measured("broken", error="<script>alert(1)</script>"),
                Measured(name="late", settings={}, skipped="no time was left for it")],
         without=[measured("without good", 40.0), measured("without nothing", 90.0)],
+        limits={"ttft_s": 5.0, "tpot_s": 0.2},
         batch_tier=BatchTier(
             settings={}, rate_rps=2.0, alone=summary(10.0), beside=summary(10.0, 0.2), tokens_per_s=40.0
         ),

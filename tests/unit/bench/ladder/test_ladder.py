@@ -204,6 +204,19 @@ def test_the_base_is_the_faster_of_the_first_rung_and_the_anchor() -> None:
     assert by_name["good"].cost_per_million == pytest.approx(3.6 / 3600 / 61 * 1e6)
 
 
+def test_the_head_says_what_the_figures_hold_for() -> None:
+    head = table(a_climb()).splitlines()[0]
+    for words in (
+        "lengths times 0.25",
+        "latencies at 2.00 requests/s",
+        "goodput within TTFT 5 s, TPOT 0.2 s",
+    ):
+        assert words in head
+    free = msgspec.structs.replace(a_climb(), limits={"ttft_s": None}, workload_facts={})
+    assert "goodput" not in table(free).splitlines()[0]
+    assert "lengths" not in table(free).splitlines()[0]
+
+
 def test_a_difference_within_the_spread_is_none() -> None:
     by_name = {step.measured.name: step for step in steps(a_climb())}
     assert by_name["nothing"].over_below is None

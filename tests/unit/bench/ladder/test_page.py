@@ -119,6 +119,7 @@ def test_curves_hold_the_latencies(seen: Any, climbed: Climb) -> None:
 
 def test_it_asks_nobody_and_runs_nothing(seen: Any, climbed: Climb) -> None:
     assert seen["fetched"] == []
+    assert "Goodput: requests per second within TTFT 5 s, TPOT 0.2 s." in page(climbed)
     assert seen["scripts"] == 0
     text = page(climbed)
     assert not re.search(r"<script|\bsrc=|href=|url\(|@import", text)
