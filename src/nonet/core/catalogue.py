@@ -35,12 +35,16 @@ class Catalogue:
         """The names as the table lists them, where that order means something."""
         return list(self._entries)
 
-    def load(self, name: str) -> Any:
-        """The class called `name`; UnknownNameError names the near misses."""
+    def require(self, name: str) -> None:
+        """UnknownNameError, which names the near misses, for a name that is not in the table."""
         if name not in self._entries:
             raise UnknownNameError(
                 f"no {self.kind} named {name!r}. {did_you_mean(name, self.names())}"
             )
+
+    def load(self, name: str) -> Any:
+        """The class called `name`, which must be in the table."""
+        self.require(name)
         module_name, _, attribute = self._entries[name].partition(":")
         return getattr(importlib.import_module(module_name), attribute)
 

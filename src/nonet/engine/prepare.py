@@ -10,11 +10,17 @@ from nonet.config.machine import Machine
 from nonet.config.resolve import resolve
 from nonet.config.resolved import Resolved
 from nonet.config.schema import Config
+from nonet.core.catalogue import parse_spec
 from nonet.core.model_spec import GenerationDefaults, ModelSpec
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.speculation import read_speculation
+from nonet.kernels import KERNELS
 from nonet.kv.format import KV_FORMATS
+from nonet.kv.prune import PRUNERS
 from nonet.quant.formats import WEIGHT_FORMATS
+from nonet.scheduler.batching import BATCHINGS
+from nonet.scheduler.policy import POLICIES
+from nonet.speculate import DRAFT_LENGTHS
 from nonet.text.chat_template import ChatTemplate
 from nonet.text.tokenizer import Tokenizer, load_tokenizer
 from nonet.weights.packaged import resolve_model
@@ -28,6 +34,7 @@ Message = Mapping[str, object]
 
 def resolve_config(config: Config) -> tuple[Resolved, ModelSpec]:
     """Find the model, read its shape, and settle every automatic choice. Reads no weights."""
+    _check_names(config)
     path = resolve_model(config.model.model, config.model.revision)
     spec = read_spec(path)
     entries = config.cache.kv_format
@@ -41,6 +48,17 @@ def resolve_config(config: Config) -> tuple[Resolved, ModelSpec]:
         speculation=read_speculation(config, path),
     )
     return plan, spec
+
+
+def _check_names(config: Config) -> None:
+    """ConfigError for a technique that does not exist; for its knobs too where they are known without torch."""
+    POLICIES.build(config.scheduler.policy)
+    BATCHINGS.build(config.scheduler.batching)
+    DRAFT_LENGTHS.build(config.speculation.draft_length)
+    if config.runtime.kernels != "auto":
+        KERNELS.require(config.runtime.kernels)
+    if config.cache.kv_prune is not None:
+        PRUNERS.require(parse_spec(config.cache.kv_prune)[0])
 
 
 def default_params(known: GenerationDefaults) -> SamplingParams:
