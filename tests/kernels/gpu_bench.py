@@ -22,7 +22,7 @@ from tests.kernels.gpu_bench_attention import (
     tune_decode,
     tune_prefill,
 )
-from tests.kernels.gpu_bench_linear import linears, row_wise, tune_few
+from tests.kernels.gpu_bench_linear import linears, one_row, row_wise, tune_few
 from tests.kernels.gpu_bench_steps import whole_steps
 from tests.kernels.gpu_timing import Row, ceilings, show
 
@@ -45,6 +45,7 @@ def main() -> None:
         "rows": row_wise,
         "linears": linears,
         "tune_few": tune_few,
+        "one_row": one_row,
         "steps": lambda: whole_steps(copy_rate, float8=False),
         "steps8": lambda: whole_steps(copy_rate, float8=True),
     }

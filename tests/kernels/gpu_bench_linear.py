@@ -8,8 +8,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from nonet.kernels.triton.linear import Float8Linear
+from nonet.kernels.triton.linear import DenseLinear, Float8Linear
 from nonet.kernels.triton.linear_few import FewRowsTiling
+from nonet.kernels.triton.linear_one import OneRowTiling, linear_one
 from nonet.kernels.triton.ops import TritonOps
 from nonet.kernels.triton.quantize_rows import quantize_rows
 from tests.kernels.gpu_bench_attention import Problem
@@ -83,6 +84,57 @@ def linears() -> list[Row]:
                 row[f"float32_out_us_{m}"] = one * 1e6
         rows.append(row)
     return rows
+
+
+ONE_ROW = [
+    OneRowTiling(outputs, inputs, warps)
+    for outputs, inputs, warps in (
+        (2, 1024, 1), (4, 512, 1), (4, 1024, 1), (8, 512, 1), (4, 1024, 2), (8, 1024, 2), (4, 2048, 2), (4, 2048, 4),
+        (8, 1024, 4), (8, 2048, 4), (2, 4096, 4), (4, 4096, 4), (4, 4096, 8),
+    )
+]  # fmt: skip
+
+
+def one_row() -> list[Row]:
+    """Products of one row, and of a few: as the layers run them, and by the kernel without merging, by tiling."""
+    ops = TritonOps(DTYPE, DEVICE)
+    shapes = ((4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336))
+    return [
+        _one_row(ops, is_float8, tokens, n, k)
+        for is_float8 in (False, True)
+        for tokens in (1, 2, 4)
+        for n, k in shapes
+    ]
+
+
+def _one_row(ops: TritonOps, is_float8: bool, tokens: int, n: int, k: int) -> Row:
+    kind = "fp8" if is_float8 else "bf16"
+    row: Row = {"what": "one row", "kind": kind, "tokens": tokens, "N": n, "K": k}
+    x = torch.randn(tokens, k, device=DEVICE, dtype=DTYPE)
+    out = torch.empty(tokens, n, device=DEVICE, dtype=DTYPE)
+    weights: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    calls: list[Callable[[], object]] = []
+    codes, x_scale = x, None
+    if is_float8:
+        rounded = quantize_rows(x)
+        codes, x_scale = rounded.codes, rounded.scale
+    for _ in range(copies_for(n * k * (1 if is_float8 else 2))):
+        dense = torch.randn(n, k, device=DEVICE, dtype=DTYPE)
+        if is_float8:
+            packed = ops.pack_float8(dense)
+            weights.append((packed.weight, packed.scale))
+            calls.append(partial(ops.linears.float8, rounded, packed, DTYPE))
+        else:
+            weights.append((dense, None))
+            calls.append(partial(ops.linears.dense, x, DenseLinear(dense, None)))
+    row["product_us"] = seconds(calls) * 1e6
+    for tiling in ONE_ROW if tokens == 1 else ONE_ROW[:6]:
+        ones = [
+            partial(linear_one, codes, x_scale, weight, scale, None, out=out, tiling=tiling)
+            for weight, scale in weights
+        ]
+        row[f"{tiling.outputs}x{tiling.inputs}w{tiling.warps}_us"] = seconds(ones) * 1e6
+    return row
 
 
 def tune_few() -> list[Row]:

@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from nonet.core.errors import ConfigError  # isort: skip  (gpu_cases chooses the interpreter)
 from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear  # isort: skip
 from nonet.kernels.triton.linear_few import FewRowsTiling  # isort: skip
+from nonet.kernels.triton.linear_one import OneRowTiling, linear_one  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip
 from nonet.kernels.triton.scaled import settled  # isort: skip
 from nonet.kernels.triton.quantize_rows import quantize_rows  # isort: skip
@@ -65,6 +66,31 @@ def test_few_rows_with_a_scale_for_each_group(rows: int) -> None:
     assert near(got, exact) < 4e-3
     shifted = x.double() * x_scale.double().roll(1, dims=1).repeat_interleave(128, dim=1)
     assert near(got, shifted @ (weight.double() * scale.double()[:, None]).t()) > 0.1
+
+
+@pytest.mark.parametrize("tiling", [OneRowTiling(4, 256, 1), OneRowTiling(16, 512, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "outputs", "inputs"), [(1, 100, 512), (1, 64, 384), (3, 33, 256), (4, 16, 1024)]
+)
+@pytest.mark.parametrize("scales", ["none", "row", "groups"])
+def test_one_row_equals_the_product(
+    tiling: OneRowTiling, tokens: int, outputs: int, inputs: int, scales: str
+) -> None:
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+    x = torch.randn(tokens, inputs, device=DEVICE, dtype=dtype)
+    weight = torch.randn(outputs, inputs, device=DEVICE, dtype=dtype)
+    bias = torch.randn(outputs, device=DEVICE, dtype=dtype)
+    each = {"none": inputs, "row": inputs, "groups": 128}[scales]
+    x_scale = torch.rand(tokens, inputs // each, device=DEVICE) + 0.1
+    scale = torch.rand(outputs, device=DEVICE) + 0.1
+    got = torch.full((tokens, outputs), torch.nan, device=DEVICE, dtype=dtype)
+    given = (None, None) if scales == "none" else (x_scale, scale)
+    linear_one(x, given[0], weight, given[1], bias, out=got, tiling=tiling)
+    wide, exact_weight = x.double(), weight.double()
+    if scales != "none":
+        wide = wide * x_scale.double().repeat_interleave(each, dim=1)
+        exact_weight = exact_weight * scale.double()[:, None]
+    assert near(got, wide @ exact_weight.t() + bias.double()) < 4e-3
 
 
 def test_a_missing_share_would_be_seen() -> None:
