@@ -23,7 +23,7 @@ from tests.kernels.gpu_bench_attention import (
     tune_prefill,
 )
 from tests.kernels.gpu_bench_linear import linears, one_row, row_wise, tune_few
-from tests.kernels.gpu_bench_steps import whole_steps
+from tests.kernels.gpu_bench_steps import chained, whole_steps
 from tests.kernels.gpu_timing import Row, ceilings, show
 
 
@@ -46,6 +46,7 @@ def main() -> None:
         "linears": linears,
         "tune_few": tune_few,
         "one_row": one_row,
+        "chained": lambda: chained(float8=False) + chained(float8=True),
         "steps": lambda: whole_steps(copy_rate, float8=False),
         "steps8": lambda: whole_steps(copy_rate, float8=True),
     }

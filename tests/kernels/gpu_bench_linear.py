@@ -95,22 +95,17 @@ ONE_ROW = [
 
 
 def one_row() -> list[Row]:
-    """Products of one row, and of a few: as the layers run them, and by the kernel without merging, by tiling."""
+    """Products of one row: as the layers run them, and by tiling."""
     ops = TritonOps(DTYPE, DEVICE)
     shapes = ((4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336))
-    return [
-        _one_row(ops, is_float8, tokens, n, k)
-        for is_float8 in (False, True)
-        for tokens in (1, 2, 4)
-        for n, k in shapes
-    ]
+    return [_one_row(ops, is_float8, n, k) for is_float8 in (False, True) for n, k in shapes]
 
 
-def _one_row(ops: TritonOps, is_float8: bool, tokens: int, n: int, k: int) -> Row:
+def _one_row(ops: TritonOps, is_float8: bool, n: int, k: int) -> Row:
     kind = "fp8" if is_float8 else "bf16"
-    row: Row = {"what": "one row", "kind": kind, "tokens": tokens, "N": n, "K": k}
-    x = torch.randn(tokens, k, device=DEVICE, dtype=DTYPE)
-    out = torch.empty(tokens, n, device=DEVICE, dtype=DTYPE)
+    row: Row = {"what": "one row", "kind": kind, "N": n, "K": k}
+    x = torch.randn(1, k, device=DEVICE, dtype=DTYPE)
+    out = torch.empty(1, n, device=DEVICE, dtype=DTYPE)
     weights: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     calls: list[Callable[[], object]] = []
     codes, x_scale = x, None
@@ -127,7 +122,7 @@ def _one_row(ops: TritonOps, is_float8: bool, tokens: int, n: int, k: int) -> Ro
             weights.append((dense, None))
             calls.append(partial(ops.linears.dense, x, DenseLinear(dense, None)))
     row["product_us"] = seconds(calls) * 1e6
-    for tiling in ONE_ROW if tokens == 1 else ONE_ROW[:2]:
+    for tiling in ONE_ROW:
         ones = [
             partial(linear_one, codes, x_scale, weight, scale, None, out=out, tiling=tiling)
             for weight, scale in weights

@@ -158,6 +158,40 @@ def whole_steps(copy_rate: float, float8: bool) -> list[Row]:
     return rows
 
 
+def chained(float8: bool) -> list[Row]:
+    """A decode step of one row, its kernels one after the other and chained, in turn."""
+    model = Model(cache_tokens=40_000, block=64, float8=float8)
+    kind, shape = "fp8" if float8 else "bf16", StepShape(1, 1, 1, 1)
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for length in (128, 1024, 8192):
+            step = model.step(1, 1, length)
+            recordings = []
+            for is_chained in (False, True):
+                model.ops.linears.is_chained = is_chained
+                recording = model.ops.record(lambda _, step=step: model.model.forward(step), shape)
+                assert recording is not None
+                recordings.append((recording, recording.replay(shape).clone()))
+            times: list[list[float]] = [[], []]
+            for _ in range(5):
+                for found, (recording, _) in zip(times, recordings, strict=True):
+                    found.append(
+                        timed(lambda r=recording: [r.replay(shape) for _ in range(10)]) / 10
+                    )
+            apart = [
+                max((r.replay(shape) - one).abs().max().item() for _ in range(20))
+                for r, one in recordings
+            ]
+            rows.append({"what": "one row", "kind": kind, "context": length,
+                         "ms": sorted(times[0])[2] * 1e3, "chained_ms": sorted(times[1])[2] * 1e3,
+                         "differs": (recordings[0][1] - recordings[1][1]).abs().max().item(),
+                         "replays_differ": max(apart)})  # fmt: skip
+            if length == 1024:
+                first = recordings[0][0]
+                rows += kernel_times(lambda r=first: r.replay(shape), f"{kind} one row")
+    return rows
+
+
 def kernel_times(call: Callable[[], object], label: str) -> list[Row]:
     from torch.profiler import ProfilerActivity, profile
 

@@ -71,6 +71,9 @@ def test_the_shape_of_a_graph_holds_the_step() -> None:
         assert padded.max_query_len >= longest
         # Kernels take as many tokens as sequences for a batch of decodes.
         assert (padded.num_tokens == padded.num_seqs) == (tokens == seqs == rows)
+    # One sequence and its drafts: no more rows than it can bring, however many tokens pad them.
+    drafts = graph_shape(StepShape(7, 1, 7, 7), StepShape(2048, 1, 7, 2048))
+    assert drafts == StepShape(16, 1, 7, 8)
     for too_large in (StepShape(2049, 1, 1, 2049), StepShape(150, 100, 150, 2)):
         assert graph_shape(too_large, largest) is None
     assert graph_shape(StepShape(60, 1, 1, 60), StepShape(60, 4, 4, 60)) is None

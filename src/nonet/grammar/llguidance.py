@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LLGuidance"]
 
+WORTH_THREADS_S = (
+    0.008  # masks of a step that take longer are dealt out to threads, which cost some milliseconds
+)
+FORGET = 0.9
 MAX_COMPILED = 256  # grammars kept; the least recently used goes first
 MAX_COMPILED_CHARS = 8 * 1024 * 1024  # of their texts together
 
@@ -57,6 +62,7 @@ class LLGuidance:
         self._vocab_size = vocab_size
         self._eos_ids = [i for i in eos_ids if i < vocab_size]
         self._executor = LLExecutor(threads) if threads > 1 else None
+        self._mask_s = 0.0  # what a mask took lately, one after the other
         # Diagnostics of the parser would put a client's schema into logs and other clients' errors.
         self._limits = LLParserLimits(verbose_errors=False)
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
@@ -79,11 +85,16 @@ class LLGuidance:
     def fill(self, wanted: Sequence[tuple[Matcher, int]], masks: Masks) -> None:
         inner = [(_inner(matcher), row) for matcher, row in wanted]
         address, stride = masks.ctypes.data, masks.strides[0]
-        if self._executor is not None:
+        began = time.perf_counter()
+        if self._executor is not None and len(inner) * self._mask_s > WORTH_THREADS_S:
             self._executor.unsafe_compute_mask_ptr(inner, address, stride, len(masks))
+            self._mask_s *= FORGET  # until one thread is tried again
             return
         for matcher, row in inner:
             matcher.unsafe_compute_mask_ptr(address + row * stride, stride)
+        if inner:
+            took_s = (time.perf_counter() - began) / len(inner)
+            self._mask_s = FORGET * self._mask_s + (1 - FORGET) * took_s
 
     def _prototype(self, grammar: Grammar) -> LLMatcher:
         with self._lock:

@@ -47,6 +47,7 @@ class PagedAttention:
         window: int | None,
         softcap: float | None,
         rounded: Rounded | None = None,
+        is_chained: bool = False,
         decode: DecodeTiling | None = None,
         spread: SpreadTiling | None = None,
         prefill: PrefillTiling | None = None,
@@ -67,6 +68,7 @@ class PagedAttention:
             attend_spread(
                 q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap,
                 rounded=rounded, tiling=spread, scratch=self._scratch_of_spread(spread, layout),
+                is_chained=is_chained,
             )  # fmt: skip
             return out
         longest = inputs.max_query_len

@@ -25,6 +25,7 @@ from nonet.kernels.triton.attention_decode import decode_tiling
 from nonet.kernels.triton.attention_join import Scratch, join_all, leave
 from nonet.kernels.triton.attention_parts import finish_rows
 from nonet.kernels.triton.attention_tile import block_ids, fold_tiles, group_rows
+from nonet.kernels.triton.chained import chain, let_next_begin, wait_for_last
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
 __all__ = ["SpreadTiling", "attend_spread", "can_spread", "spread_scratch", "spread_tiling"]
@@ -82,6 +83,7 @@ def attend_spread(
     rounded: Rounded | None,
     tiling: SpreadTiling,
     scratch: Scratch,
+    is_chained: bool = False,
 ) -> None:
     """Writes `out` [S, H * D] of a step that `can_spread`; rows without entries are left as they are.
 
@@ -111,8 +113,10 @@ def attend_spread(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         IS_CODED=cache.format is not None,
+        CHAINED=is_chained,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
+        **chain(is_chained),
     )  # fmt: skip
 
 
@@ -133,7 +137,10 @@ def _attend_spread(
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
     ROUND: tl.constexpr, LARGEST: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
+    let_next_begin(CHAINED)
     program = tl.program_id(0)
     pair, split = program // SPLITS, program % SPLITS
     seq, head = pair // K, pair % K

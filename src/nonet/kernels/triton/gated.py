@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import Activation
+from nonet.kernels.triton.chained import chain, let_next_begin, wait_for_last
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_groups, round_row
 from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
@@ -16,7 +17,10 @@ ELEMENTS_PER_PROGRAM = 1024
 
 
 def gated(
-    gate_up: torch.Tensor | Scaled, activation: Activation, rounded: Rounded | None = None
+    gate_up: torch.Tensor | Scaled,
+    activation: Activation,
+    rounded: Rounded | None = None,
+    is_chained: bool = False,
 ) -> torch.Tensor:
     """[T, 2 I] to [T, I]: the first half goes through the activation; fills `rounded` if given."""
     numbers, rows, columns, is_scaled = open_product(gate_up)
@@ -43,7 +47,9 @@ def gated(
             GROUP=width // groups if groups > 1 else 0,
             LARGEST=FLOAT8_MAX,
             SCALED=is_scaled,
+            CHAINED=is_chained,
             num_warps=min(16, max(4, block // 512)),
+            **chain(is_chained),
         )
     return out
 
@@ -63,7 +69,10 @@ def _gated(
     GROUP: tl.constexpr,
     LARGEST: tl.constexpr,
     SCALED: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    wait_for_last(CHAINED)
+    let_next_begin(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WIDTH

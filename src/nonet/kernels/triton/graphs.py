@@ -32,8 +32,8 @@ def graph_shape(shape: StepShape, largest: StepShape) -> StepShape | None:
     seqs = crowd_of(size, largest.num_seqs)
     # More tokens than sequences: as many would be a batch of decodes to the kernels.
     tokens = mixed_tokens_of(max(shape.num_tokens, seqs + 1))
-    rows = seqs if shape.num_rows <= seqs else tokens
-    if tokens > min(largest.num_tokens, MOST_MIXED_TOKENS) or rows > largest.num_rows:
+    rows = min(seqs if shape.num_rows <= seqs else tokens, largest.num_rows)
+    if tokens > min(largest.num_tokens, MOST_MIXED_TOKENS) or rows < shape.num_rows:
         return None
     few = shape.max_query_len <= MOST_FEW_QUERIES
     longest = 1 << (shape.max_query_len - 1).bit_length() if few else tokens

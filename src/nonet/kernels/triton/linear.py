@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from nonet.kernels.triton.chained import can_chain
 from nonet.kernels.triton.linear_few import (
     FewRowsTiling,
     LinearScratch,
     few_rows_tiling,
     linear_few,
 )
+from nonet.kernels.triton.linear_one import linear_one, one_row_tiling
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 from nonet.kernels.triton.scale_product import scale_product
 from nonet.kernels.triton.scaled import Scaled
@@ -84,11 +86,14 @@ class Linears:
         self._device = device
         self._multiprocessors = multiprocessors
         self._scratch: dict[tuple[int, int], LinearScratch] = {}
+        self.is_chained = can_chain(device)
         self._one = torch.ones((), dtype=torch.float32, device=device)
         self._small = self._one / FLOAT16_DIVISOR
 
     def dense(self, x: torch.Tensor, packed: DenseLinear) -> torch.Tensor:
         """x [T, K] to [T, N]."""
+        if x.shape[0] == 1 and x.dtype != torch.float32 and self._fits(packed.weight):
+            return self._one_row(x, None, packed.weight, None, packed.bias, x.dtype)
         few = 0 < x.shape[0] <= MOST_ROWS_DENSE and packed.weight.numel() <= MOST_WEIGHTS_DENSE
         if not few or x.dtype == torch.float32 or not self._fits(packed.weight):
             return F.linear(x, packed.weight, packed.bias)
@@ -105,6 +110,10 @@ class Linears:
     ) -> torch.Tensor | Scaled:
         """Rounded rows [T, K] to [T, N] of `dtype`, which may still wait for its scales."""
         tokens, outputs = rounded.codes.shape[0], packed.weight.shape[0]
+        if tokens == 1 and self._fits(packed.weight):
+            return self._one_row(
+                rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, dtype
+            )
         if self.takes_groups(tokens, packed.weight):
             out = torch.empty(tokens, outputs, dtype=dtype, device=rounded.codes.device)
             self.few(rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, out)
@@ -123,6 +132,22 @@ class Linears:
             rounded.codes, packed.weight, rounded.scale, packed.scale[None, :], dtype
         )
         return out if packed.bias is None else out.add_(packed.bias)
+
+    def _one_row(
+        self,
+        x: torch.Tensor,
+        x_scale: torch.Tensor | None,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        out = torch.empty(1, weight.shape[0], dtype=dtype, device=x.device)
+        tiling = one_row_tiling(weight.shape[1], weight.element_size())
+        linear_one(
+            x, x_scale, weight, scale, bias, out=out, tiling=tiling, is_chained=self.is_chained
+        )
+        return out
 
     def _product(
         self,

@@ -196,21 +196,27 @@ class TritonOps:
         return take_rows(table.weight, token_ids, scale)
 
     def rms_norm(self, x: torch.Tensor | Scaled, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        rounded = self._room_for(_numbers(x).shape)
-        return self._with(rounded, rms_norm(x, weight, eps, rounded))
+        shape = _numbers(x).shape
+        rounded = self._room_for(shape)
+        return self._with(rounded, rms_norm(x, weight, eps, rounded, self._chains(shape[0])))
 
     def add_rms_norm(
         self, x: torch.Tensor | Scaled, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         rounded = self._room_for(residual.shape)
-        return self._with(rounded, add_rms_norm(x, residual, weight, eps, rounded))
+        is_chained = self._chains(residual.shape[0])
+        return self._with(rounded, add_rms_norm(x, residual, weight, eps, rounded, is_chained))
 
     def gated(self, gate_up: torch.Tensor | Scaled, activation: Activation) -> torch.Tensor:
         tokens, both = _numbers(gate_up).shape
         rounded = self._room_for_groups(tokens, both // 2)
         if tokens >= MANY_ROWS:
             rounded = self._room_for((tokens, both // 2))
-        return self._with(rounded, gated(gate_up, activation, rounded))
+        return self._with(rounded, gated(gate_up, activation, rounded, self._chains(tokens)))
+
+    def _chains(self, tokens: int) -> bool:
+        """Whether a step's kernels begin while those before them end: with one row, all that run are our own."""
+        return tokens == 1 and self.linears.is_chained
 
     def _room_for(self, shape: Sequence[int]) -> Rounded | None:
         """Where an operation leaves its result in float8 too, if any linear wants that."""
@@ -245,7 +251,8 @@ class TritonOps:
         k_norm: torch.Tensor | None,
         eps: float,
     ) -> torch.Tensor:
-        return rope_store(qkv, layout, cos_sin, cache, inputs, q_norm, k_norm, eps)
+        is_chained = self._chains(len(inputs.positions))
+        return rope_store(qkv, layout, cos_sin, cache, inputs, q_norm, k_norm, eps, is_chained)
 
     def attention(
         self,
@@ -263,8 +270,9 @@ class TritonOps:
         if layout.head_dim == GROUP and tokens == len(inputs.kv_len):
             rounded = self._room_for_groups(tokens, layout.num_heads * GROUP)
         out = self.paged_attention(
-            q, layout, cache, inputs, scale=scale, window=window, softcap=softcap, rounded=rounded
-        )
+            q, layout, cache, inputs, scale=scale, window=window, softcap=softcap, rounded=rounded,
+            is_chained=self._chains(tokens),
+        )  # fmt: skip
         return self._with(rounded, out)
 
     def gather_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

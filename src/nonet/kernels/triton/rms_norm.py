@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from nonet.kernels.triton.chained import chain, let_next_begin, wait_for_last
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded, round_row
 from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
@@ -16,10 +17,14 @@ __all__ = ["add_rms_norm", "rms_norm"]
 
 
 def rms_norm(
-    x: torch.Tensor | Scaled, weight: torch.Tensor, eps: float, rounded: Rounded | None = None
+    x: torch.Tensor | Scaled,
+    weight: torch.Tensor,
+    eps: float,
+    rounded: Rounded | None = None,
+    is_chained: bool = False,
 ) -> torch.Tensor:
     """x [..., M] normed over its last dimension, times float32 weight [M]; fills `rounded` if given."""
-    return _launch(x, None, weight, eps, rounded)
+    return _launch(x, None, weight, eps, rounded, is_chained)
 
 
 def add_rms_norm(
@@ -28,9 +33,10 @@ def add_rms_norm(
     weight: torch.Tensor,
     eps: float,
     rounded: Rounded | None = None,
+    is_chained: bool = False,
 ) -> torch.Tensor:
     """Adds x to residual in place (rounded to its dtype, as the stream is kept), then norms the sum."""
-    return _launch(x, residual, weight, eps, rounded)
+    return _launch(x, residual, weight, eps, rounded, is_chained)
 
 
 def _launch(
@@ -39,6 +45,7 @@ def _launch(
     weight: torch.Tensor,
     eps: float,
     rounded: Rounded | None,
+    is_chained: bool,
 ) -> torch.Tensor:
     numbers, rows, columns, is_scaled = open_product(x)
     out = torch.empty_like(numbers)
@@ -61,8 +68,10 @@ def _launch(
             ROUND=rounded is not None,
             LARGEST=FLOAT8_MAX,
             SCALED=is_scaled,
+            CHAINED=is_chained,
             # About 16 elements a thread: at decode few rows are in flight, so latency counts.
             num_warps=min(16, max(1, block // 512)),
+            **chain(is_chained),
         )
     return out
 
@@ -84,6 +93,7 @@ def _rms_norm(
     ROUND: tl.constexpr,
     LARGEST: tl.constexpr,
     SCALED: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -91,6 +101,8 @@ def _rms_norm(
     row = token * WIDTH + at
     # Asked for first: nothing after the sum should wait for memory.
     factor = tl.load(weight + at, mask=inside, other=0.0)
+    wait_for_last(CHAINED)
+    let_next_begin(CHAINED)
     value = load_scaled(numbers, token, at, rows, columns, WIDTH, inside, SCALED)
     if ADD:
         value += tl.load(residual + row, mask=inside, other=0.0).to(tl.float32)

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.cache import encode, entry_scale, largest_code
+from nonet.kernels.triton.chained import chain, let_next_begin, wait_for_last
 from nonet.kernels.triton.scaled import Scaled, load_scaled, open_product
 
 __all__ = ["rope_store"]
@@ -31,6 +32,7 @@ def rope_store(
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
     eps: float,
+    is_chained: bool = False,
 ) -> torch.Tensor:
     """Rotates q in place, stores k and v; returns a strided view [T, H * D] of qkv."""
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
@@ -63,7 +65,9 @@ def rope_store(
             K_NORM=k_norm is not None,
             LARGEST=largest_code(cache),
             SCALED=is_scaled,
+            CHAINED=is_chained,
             num_warps=2 if dim <= 128 else 4,
+            **chain(is_chained),
         )
     return numbers[:, : heads * dim]
 
@@ -73,7 +77,10 @@ def _rope_store(
     qkv, rows, columns, cos_sin, keys, values, key_scales, value_scales, positions, slots, q_norm, k_norm, eps,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr, LARGEST: tl.constexpr, SCALED: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
+    let_next_begin(CHAINED)
     token = tl.program_id(0)
     slot = tl.load(slots + token).to(tl.int64)
     position = tl.load(positions + token).to(tl.int64)
