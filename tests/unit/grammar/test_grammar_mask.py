@@ -92,10 +92,13 @@ def run_alone(grammar: Grammar | None, seed: int, steps: int, **params: object) 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_of_mixed_grammars_equals_each_alone(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llguidance, "WORTH_THREADS_S", -1.0)
+def test_a_batch_of_mixed_grammars_equals_each_alone(threads: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # threads from the first mask on
+        patch.setattr(llguidance, "WORTH_THREADS_S", -1.0)
+        check_mixed_batch(threads)
+
+
+def check_mixed_batch(threads: int) -> None:
     seeds = range(24)
     grammars = [GRAMMARS[seed % len(GRAMMARS)] for seed in seeds]
     params = [{"temperature": 0.0} if seed % 3 else {"top_p": 0.9} for seed in seeds]
