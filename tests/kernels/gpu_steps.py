@@ -41,7 +41,7 @@ Spans = list[
 class Buffers:
     """Padded step buffers as a runner keeps them: `fill` writes a step and harmless rows behind it."""
 
-    def __init__(self, ops: TritonOps) -> None:
+    def __init__(self, ops: TritonOps, spec: ModelSpec) -> None:
         def ints(*shape: int) -> torch.Tensor:
             return torch.zeros(*shape, dtype=torch.int32, device=DEVICE)
 
@@ -55,7 +55,8 @@ class Buffers:
         self.table = ints(seqs, BLOCKS_EACH)
         self.table.copy_(torch.arange(1, seqs * BLOCKS_EACH + 1).view(seqs, BLOCKS_EACH))
         self.caches = tuple(
-            ops.allocate_cache(seqs * BLOCKS_EACH + 1, BLOCK, 2, 64) for _ in range(3)
+            ops.allocate_cache(seqs * BLOCKS_EACH + 1, BLOCK, spec.num_kv_heads, spec.head_dim)
+            for _ in range(3)
         )
 
     def fill(self, spans: Spans, seed: int, num_rows: int | None = None) -> StepShape:
@@ -103,10 +104,10 @@ class Buffers:
 Setup = tuple[TritonOps, Buffers, Callable[[StepShape], torch.Tensor]]
 
 
-def made(dtype: torch.dtype, float8: bool) -> Setup:
+def made(dtype: torch.dtype, float8: bool, spec: ModelSpec = SPEC) -> Setup:
     ops = TritonOps(dtype, DEVICE)
-    model = Decoder(SPEC, ops, DummyParameters(ops, SPEC, float8), LlamaBlock, 512)
-    buffers = Buffers(ops)
+    model = Decoder(spec, ops, DummyParameters(ops, spec, float8), LlamaBlock, 512)
+    buffers = Buffers(ops, spec)
     for cache in buffers.caches:
         cache.keys.normal_()
         cache.values.normal_()

@@ -13,7 +13,7 @@ from tests.kernels.gpu_cases import DEVICE, INTERPRETER_WARNINGS
 pytest.importorskip("triton", reason="triton is not installed")
 
 from nonet.kernels.triton.graphs import graph_shape  # isort: skip  (gpu_cases chooses the interpreter)
-from tests.kernels.gpu_steps import BLOCKS_EACH, LARGEST, Setup, Spans, made  # isort: skip
+from tests.kernels.gpu_steps import BLOCKS_EACH, LARGEST, SPEC, Setup, Spans, made  # isort: skip
 
 # Attention leaves rows of no sequence as the memory was, so numpy meets anything there.
 UNDEFINED_ROWS = (
@@ -106,6 +106,26 @@ def test_graphs_equal_eager_steps(is_float8: bool) -> None:
     # A size of decodes is captured when it is first met, others when they are met again.
     runs = sum(1 if one.max_query_len == 1 else 2 for one in set(met))
     assert recording.num_replays == len(met) - runs
+
+
+@torch.inference_mode()
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no NVIDIA GPU")
+@pytest.mark.parametrize("is_float8", [False, True], ids=["bf16", "fp8"])
+def test_chained_kernels_give_the_bits_of_one_after_the_other(is_float8: bool) -> None:
+    """Of a layer wide enough for the kernels of one row; a kernel that did not wait would read what is half written."""
+    wide = dataclasses.replace(SPEC, hidden_size=1024, intermediate_size=4096, num_heads=16)
+    ops, buffers, forward = made(torch.bfloat16, is_float8, wide)
+    shape = buffers.fill([(1, 300)], 1)
+    assert ops.linears.is_chained
+    recording = ops.record(forward, LARGEST)
+    assert recording is not None
+    ops.linears.is_chained = False
+    expected = forward(shape)
+    ops.linears.is_chained = True
+    assert forward(shape).equal(expected)
+    for _ in range(200):
+        assert recording.replay(shape).equal(expected)
 
 
 @torch.inference_mode()

@@ -132,7 +132,7 @@ def test_float8_linear(rows: int, outputs: int, inputs: int) -> None:
     assert near(got, x.double() @ weight.double().t() + bias.double()) < 4.5e-2
 
 
-@pytest.mark.parametrize("rows", [40, 600])
+@pytest.mark.parametrize("rows", [1, 40, 600])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_float8_products_stay_within_float16(rows: int, has_bias: bool) -> None:
     """All codes are the largest there are: the sum of their products is far beyond float16, the result is not."""
