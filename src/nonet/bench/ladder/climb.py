@@ -42,9 +42,9 @@ class Budget:
         self._began = self.now()
 
     def is_over(self) -> bool:
-        """Whether another measurement, as long as the latest one, would not fit: rungs get faster, not slower."""
+        """Whether another measurement, half as long again as the latest one, would not fit: a lower rung is slower."""
         left = self.left_s
-        return left is not None and left < self._latest
+        return left is not None and left < 1.5 * self._latest
 
     @property
     def left_s(self) -> float | None:
@@ -127,7 +127,8 @@ def climb(
 ) -> Ascent:
     """Measure what `store` does not hold yet. `identity` is all else that decides a result: commit, model, workload.
 
-    The full stack comes right after the first rung, so that a climb which is cut short has both ends. A rung whose
+    The full stack comes right after the first rung, so that a climb which is cut short has both ends, and then one rung
+    after the other from there down: the lower, the slower. A rung whose
     technique left no trace in the telemetry gets an error: a switch that does nothing is not a saving.
     """
     lines = [rung for rung in rungs if not rung.is_base]
@@ -143,8 +144,7 @@ def climb(
     seen = [climber.measure(jobs[0])]
     if plan.latency_rate_rps is None:  # the first rung sets it for all
         climber.plan = replace(plan, latency_rate_rps=seen[0].latency_rate_rps)
-    last = [climber.measure(job) for job in jobs[1:][-1:]]
-    seen += [climber.measure(job) for job in jobs[1:-1]] + last
+    seen += [climber.measure(job) for job in jobs[:0:-1]][::-1]
     measured = _proven(lines, seen)
     if quality is not None:
         for number, rung in enumerate(lines):
