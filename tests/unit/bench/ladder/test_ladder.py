@@ -119,9 +119,9 @@ def test_what_failed_is_measured_again(tmp_path: Path) -> None:
     assert found.rates == [3.0]
 
 
-def test_what_takes_as_long_as_the_latest_must_fit() -> None:
+def test_what_takes_half_as_long_again_as_the_latest_must_fit() -> None:
     budget = Budget(100.0, now=iter([0.0, 30.0, 60.0]).__next__)
-    budget.took(50.0)
+    budget.took(45.0)
     assert not budget.is_over()
     assert budget.is_over()
     assert not Budget().is_over()
