@@ -13,6 +13,7 @@ from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
 from tests.model.families import save
+from tests.model.test_quantized_checkpoints import publish
 from tests.system.tiny_text import write_tokenizer
 
 pytestmark = [
@@ -138,17 +139,31 @@ def test_pruned_tokens_equal_the_cpu(folder: Path) -> None:
     assert same >= len(expected) - 1, f"{same} of {len(expected)} requests equal"
 
 
+def divergence(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.exp() * (one - other)).sum(-1).mean())
+
+
+def likelihoods(folder: Path, **options: object) -> torch.Tensor:
+    """Log probabilities of a text of 100 tokens, the same for every call."""
+    ids = torch.randint(3, 199, (100,), generator=torch.Generator().manual_seed(8)).tolist()
+    with LLM(str(folder), **{**ROOMY, **options}) as llm:
+        (logits,) = llm.distributions([GivenText([int(one) for one in ids], [])])
+    return torch.from_numpy(logits).double().log_softmax(-1)
+
+
 def test_fp8_weights_from_the_command_line(folder: Path) -> None:
     """Nearer to the reference kernels' fp8 than that is to the unrounded model."""
-    text = [GivenText([int(t) for t in torch.randint(3, 199, (100,)).tolist()], [])]
+    rounded = likelihoods(folder, device="cpu", kernels="reference", dtype="float32", quant="fp8")
+    found = likelihoods(folder, device="cuda", kernels="triton", dtype="bfloat16", quant="fp8")
+    dense = likelihoods(folder, device="cpu", kernels="reference", dtype="float32")
+    assert divergence(rounded, found) < divergence(rounded, dense)
 
-    def likelihoods(**options: object) -> torch.Tensor:
-        with LLM(str(folder), **{**ROOMY, **options}) as llm:
-            (logits,) = llm.distributions(text)
-        return torch.from_numpy(logits).double().log_softmax(-1)
 
-    rounded = likelihoods(device="cpu", kernels="reference", dtype="float32", quant="fp8")
-    found = likelihoods(device="cuda", kernels="triton", dtype="bfloat16", quant="fp8")
-    dense = likelihoods(device="cpu", kernels="reference", dtype="float32")
-    divergences = [(rounded.exp() * (rounded - other)).sum(-1).mean() for other in (found, dense)]
-    assert divergences[0] < divergences[1]
+@pytest.mark.parametrize("name", ["fp8-output", "fp8-tensor", "ct-float8-dynamic"])
+def test_fp8_checkpoints_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    """About as near to the reference kernels in float32 as these are in bfloat16; a wrong scale would be far off."""
+    publish(name, tmp_path)
+    cpu = {"device": "cpu", "kernels": "reference", "quant": "native"}
+    kept, narrow = (likelihoods(tmp_path, dtype=one, **cpu) for one in ("float32", "bfloat16"))
+    found = likelihoods(tmp_path, device="cuda", kernels="triton", dtype="bfloat16", quant="native")
+    assert divergence(kept, found) < 3 * divergence(kept, narrow)
