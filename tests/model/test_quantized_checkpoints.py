@@ -148,10 +148,12 @@ WITHOUT_CODES = ("ct-float8", "fp8-blocks", "gptq-act-order")
 FLOATS = ("ct-float8-dynamic", "fp8-tensor", "fp8-output")
 
 
-def publish(name: str, folder: Path, as_codes: bool = False) -> PreTrainedModel:
-    """Rewrite a tiny Llama's directory in the layout; the oracle has the weights that the layout means."""
+def publish(
+    name: str, folder: Path, as_codes: bool = False, model: str = "llama"
+) -> PreTrainedModel:
+    """Rewrite a tiny model's directory in the layout; the oracle has the weights that the layout means."""
     config, write = LAYOUTS[name]
-    oracle = save("llama", folder)
+    oracle = save(model, folder)
     file = folder / "model.safetensors"
     tensors = load_file(file)
     state = oracle.state_dict()

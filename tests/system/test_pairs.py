@@ -32,7 +32,7 @@ from nonet.core.grammar import Grammar
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
 from tests.lora_cases import config, write_many
-from tests.model.families import save
+from tests.model.test_quantized_checkpoints import publish
 from tests.system.tiny_text import write_tokenizer
 
 # What a technique needs on so small a model, and what stands in its place without it. FOLDER holds the tiny models.
@@ -59,10 +59,7 @@ def _with_sizes(one: Technique) -> Technique:
 ENGINE = [
     _with_sizes(one)
     for one in TECHNIQUES
-    if one.device in (None, "cpu")
-    and all(options()[name].section != "gateway" for name in one.on)
-    and one.on
-    != {"weight_format": "native"}  # keeps the codes of a file, and the tiny model's holds floats
+    if one.device in (None, "cpu") and all(options()[name].section != "gateway" for name in one.on)
 ]
 NAMED = {one.name: one for one in ENGINE}
 KERNELS = {one.name for one in ENGINE if "kernels" in one.on}
@@ -83,9 +80,9 @@ ROOM = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a draft that agrees with it here and there, and two adapters."""
+    """A model whose file holds codes, a draft that agrees with it here and there, and two adapters."""
     path = tmp_path_factory.mktemp("tiny")
-    base = save("llama-bytes", path / "base")
+    base = publish("gptq", path / "base", model="llama-bytes")
     write_many(base, config(r=2), [path / "a", path / "b"])
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -107,8 +104,8 @@ def prompts() -> list[list[int]]:
     return [shared + tails[0], shared + tails[1], *tails[2:]]
 
 
-GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
-SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, seed=3, max_tokens=40, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, seed=3, max_tokens=32, ignore_eos=True)
 
 Tokens = list[list[int]]
 Settings = frozenset[tuple[str, str]]
