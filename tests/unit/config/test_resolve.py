@@ -332,6 +332,20 @@ def test_native_weights_by_hand(tmp_path: Path) -> None:
     assert plan(path=str(file), weight_format="native").memory.weight_bytes == held
 
 
+def test_a_file_of_floats_holds_no_native_weights(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    file = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_tensor("wide", np.zeros((3, 256), np.float32))
+    writer.add_tensor("half", np.zeros((3, 256), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConfigError, match="holds no block formats, integer codes or 8-bit floats"):
+        plan(path=str(file), weight_format="native")
+
+
 @pytest.mark.parametrize(("bits", "each"), [(4, 0.5 + 4 / 32), (8, 1 + 4 / 32)])
 def test_native_weights_of_a_quantised_checkpoint(bits: int, each: float) -> None:
     stored = replace(SMOLLM2, code_bits=bits)

@@ -43,11 +43,12 @@ class Native:
             return int((spec.num_parameters - embeddings) * each + embeddings * float_bytes)
         if spec.stores_float8 and path:
             return _float8_bytes(spec, float_bytes)
-        if path.endswith(".gguf"):
-            return _file_bytes(path, float_bytes)
+        found = _file_bytes(path, float_bytes) if path.endswith(".gguf") else None
+        if found is not None:
+            return found
         raise ConfigError(
-            f"weight_format is native, but {path or 'a made-up model'!r} is no GGUF file and holds no block formats; "
-            "use another weight_format, such as dense or int8"
+            f"weight_format is native, but {path or 'a made-up model'!r} holds no block formats, integer codes or "
+            "8-bit floats; use another weight_format, such as dense or int8"
         )
 
     def convert(self, stored: StoredMatrix, role: Role) -> WeightMatrix:
@@ -64,13 +65,14 @@ def _float8_bytes(spec: ModelSpec, float_bytes: int) -> int:
     )
 
 
-def _file_bytes(path: str, float_bytes: int) -> int:
-    """Matrices of a GGUF file in the codes that the kernels read."""
-    total = 0.0
+def _file_bytes(path: str, float_bytes: int) -> int | None:
+    """Matrices of a GGUF file in the codes that the kernels read; None where all are floats."""
+    total, has_codes = 0.0, False
     with GGUFFile.open(path) as file:
         for tensor in file.tensors.values():
             if len(tensor.shape) < 2:
                 continue
+            has_codes |= tensor.kind.startswith("Q")
             if not tensor.kind.startswith("Q"):
                 each: float = float_bytes
             elif tensor.kind in FOUR_BIT_KINDS:
@@ -78,4 +80,4 @@ def _file_bytes(path: str, float_bytes: int) -> int:
             else:
                 each = 1 + 4 / 16 if tensor.kind == "Q6_K" else EIGHT_BITS
             total += math.prod(tensor.shape) * each
-    return int(total)
+    return int(total) if has_codes else None
