@@ -15,10 +15,8 @@ from dataclasses import replace
 import msgspec
 
 from nonet.bench.client import Target, send_all
-from nonet.bench.http import get_text
-from nonet.bench.ladder.measure import Plan, latency_items, starting_server
+from nonet.bench.ladder.measure import Plan, fresh_metrics, latency_items, starting_server
 from nonet.bench.ladder.result import BatchTier
-from nonet.bench.ladder.telemetry import parse_metrics
 from nonet.bench.metrics import RequestTimes, summarise
 from nonet.bench.workload import WorkItem
 from nonet.core.errors import NonetError
@@ -59,14 +57,14 @@ def measure_batch_tier(settings: dict[str, str], plan: Plan) -> BatchTier:
 async def _online(
     target: Target, plan: Plan, rate_rps: float, run: str, backlog: Sequence[WorkItem]
 ) -> tuple[list[RequestTimes], float, float]:
-    """The online requests, tokens that the engine made of all classes until their last ended, and how long that was."""
+    """The online requests, tokens of all classes up to the report after their last one, and how long that was."""
     items, due_s = latency_items(plan, rate_rps, f"batch tier {run}")
     before = await _tokens(target)
     start = time.monotonic()
     behind = asyncio.create_task(send_all(target, backlog, [0.0] * len(backlog)))
     online = await send_all(target, items, due_s)
-    seconds = time.monotonic() - start
     tokens = await _tokens(target) - before
+    seconds = time.monotonic() - start
     behind.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await behind
@@ -74,5 +72,4 @@ async def _online(
 
 
 async def _tokens(target: Target) -> float:
-    found = parse_metrics(await get_text(target.url, "/metrics", target.api_key))
-    return found.get("nonet_generation_tokens", 0.0)
+    return (await fresh_metrics(target)).get("nonet_generation_tokens", 0.0)

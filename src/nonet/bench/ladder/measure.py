@@ -32,6 +32,7 @@ from nonet.core.errors import ConfigError, NonetError
 
 __all__ = [
     "Plan",
+    "fresh_metrics",
     "latency_items",
     "measure_rung",
     "refusal_of",
@@ -46,6 +47,7 @@ ARRIVAL_SEED = 7
 WARM_UP_OUTPUT = 16
 # Longer than the engine waits between two reports, and how often to look before taking what is there.
 SETTLING_S, SETTLING_READS = 0.3, 100
+FRESH_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,19 @@ async def settled_metrics(
         if is_idle and _engine_counts(now) == _engine_counts(before):
             break
         before = now
+    return before
+
+
+async def fresh_metrics(
+    target: Target, read: Callable[[Target], Awaitable[dict[str, float]]] = _metrics
+) -> dict[str, float]:
+    """The metrics of the engine's next report, while it may go on; the last one's where no other comes: it is idle."""
+    before = await read(target)
+    for _ in range(round(SETTLING_S / FRESH_S)):
+        await asyncio.sleep(FRESH_S)
+        now = await read(target)
+        if _engine_counts(now) != _engine_counts(before):
+            return now
     return before
 
 

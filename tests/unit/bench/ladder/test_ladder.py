@@ -14,7 +14,7 @@ from tests.unit.bench.ladder.made_up import a_climb, measured
 
 from nonet.bench.client import Target
 from nonet.bench.ladder.climb import Budget, climb
-from nonet.bench.ladder.measure import Plan, settled_metrics, warm_up_items
+from nonet.bench.ladder.measure import Plan, fresh_metrics, settled_metrics, warm_up_items
 from nonet.bench.ladder.report import base, steps, table
 from nonet.bench.ladder.result import BatchTier, Measured, Store
 from nonet.bench.ladder.rungs import (
@@ -362,6 +362,20 @@ async def test_metrics_are_taken_once_nothing_runs(monkeypatch: pytest.MonkeyPat
     found = await settled_metrics(Target("http://nowhere", "m"), read)
     assert found["nonet_prefix_hit_tokens"] == 9.0
     assert not asked
+
+
+async def test_fresh_metrics_are_of_a_report_that_came_later() -> None:
+    """Under load: what was told before the last answer lacks the tokens of a quarter of a second."""
+    told = [5.0, 5.0, 9.0, 12.0]
+    asked = [
+        {"nonet_steps": steps, "nonet_http_responses": float(n)} for n, steps in enumerate(told)
+    ]
+
+    async def read(target: Target) -> dict[str, float]:
+        return asked.pop(0) if len(asked) > 1 else asked[0]
+
+    assert (await fresh_metrics(Target("http://nowhere", "m"), read))["nonet_steps"] == 9.0
+    assert (await fresh_metrics(Target("http://nowhere", "m"), read))["nonet_steps"] == 12.0  # idle
 
 
 def test_metrics_are_read_and_subtracted() -> None:
