@@ -6,7 +6,8 @@ events of streams per second.
 
 Needs `wrk`, and nonet's own environment; the engine is the scripted one of the tests, as no model is measured. Each
 server runs on the first core alone and the load generator on the second, both as only work of a quiet machine. Besides
-rates, the CPU time per request is shown, which other work on the machine disturbs less.
+rates, the CPU time per request is shown, which other work on the machine disturbs less. What layers add to a request
+is measured with all servers at hand, asked in turn in a random order, and the disk's own time to be durable beside it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import httpx
 import psutil
 
+from gateway_latency import Added, measure_added
 from gateway_stream import Streams, measure_streams
 
 ROOT = Path(__file__).parents[1]
@@ -100,23 +102,12 @@ class Load:
     failed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
-    """Latency of requests that no cache answers, one after another on one connection."""
-
-    server: str
-    requests: int
-    p50_ms: float
-    p99_ms: float
-
-
 def main() -> int:
     args = _parse()
     if shutil.which("wrk") is None or len(CORES) < 2:
         raise SystemExit("wrk and two cores are needed; on Debian: apt-get install wrk")
     os.sched_setaffinity(0, {CORES[1]})
     loads: list[Load] = []
-    added: list[Added] = []
     streams: list[Streams] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -126,7 +117,7 @@ def main() -> int:
         ]
         if args.workdir is not None:
             servers.append(("LiteLLM proxy", lambda: litellm(args.workdir, scratch)))
-        for name, start in servers:
+        for name, start in [] if args.latency else servers:
             with start() as (url, pid):
                 warm(url)
                 for connections in args.connections:
@@ -137,19 +128,14 @@ def main() -> int:
             servers[0],
             *[(name, lambda layers=x: nonet(scratch, layers)) for name, x in plain],
         ]
-        for name, start in streaming:
+        for name, start in [] if args.latency else streaming:
             with start() as (url, pid):
                 _move_engine(pid)
                 for number in STREAMS:
                     found = measure_streams(name, url, pid, STREAMED, _headers(), number)
                     streams.append(asyncio.run(found))
                     print(streams[-1], flush=True)
-        for _ in range(args.rounds):  # in turn, so that a disturbance meets both
-            for name, layers in {"no layers": [], **LAYERS}.items():
-                with nonet(scratch, layers) as (url, pid):
-                    _move_engine(pid)
-                    added.append(latency(name, url, args.seconds))
-                    print(added[-1], flush=True)
+        added = latency(scratch, args.turns)
     report(args, loads, added, streams)
     return 0
 
@@ -167,17 +153,19 @@ def _parse() -> argparse.Namespace:
     )
     add("--seconds", type=int, default=5, help="of each run")
     add("--connections", type=int, nargs="+", default=[1, 32, 128])
-    add("--rounds", type=int, default=3, help="of the latency runs")
+    add("--turns", type=int, default=2000, help="of the latency run; each asks every server once")
+    add("--latency", action="store_true", help="only what layers add to the latency of a request")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
-def nonet(scratch: Path, layers: list[str]) -> Iterator[tuple[str, int]]:
+def nonet(scratch: Path, layers: list[str], store_sync: str = "full") -> Iterator[tuple[str, int]]:
     """A server over the scripted engine, with a key and a price table."""
     prices = scratch / "prices.json"
     prices.write_text('{"fake": {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7}}')
     gateway = {
         "gateway": layers, "data_dir": tempfile.mkdtemp(dir=scratch), "price_table": str(prices),
+        "store_sync": store_sync,
     }  # fmt: skip
     job = {
         "fake": {"max_model_len": 8192},
@@ -244,21 +232,23 @@ def load(name: str, url: str, pid: int, connections: int, seconds: int) -> Load:
     )
 
 
-def latency(name: str, url: str, seconds: int) -> Added:
-    """Requests that differ, one after another on one connection: every layer does its work and the engine answers."""
-    asked = json.dumps({**BODY, "max_tokens": 1, "seed": 123456789}).replace("123456789", "%d")
-    script = (
-        "local number = 0\n"
-        "request = function()\n"
-        "  number = number + 1\n"
-        f"  return wrk.format(nil, nil, nil, string.format([==[{asked}]==], number))\n"
-        "end\n"
-    )
-    text = _wrk(url, 1, seconds, script)
-    if "Non-2xx" in text:
-        raise RuntimeError(text)
-    requests = int(_found(r"(\d+) requests in", text))
-    return Added(name, requests, *_percentiles(text))
+def latency(scratch: Path, turns: int) -> list[Added]:
+    """Requests that differ: every layer does its work and the engine answers. All servers run at once and are asked in
+    turn."""
+    both = LAYERS["exact cache, ledger"]
+    subjects = [
+        ("no layers", [], "full"),
+        ("exact cache", LAYERS["exact cache"], "full"),
+        ("exact cache, ledger, store_sync=normal", both, "normal"),
+        ("exact cache, ledger", both, "full"),
+    ]
+    with contextlib.ExitStack() as running:
+        urls = []
+        for name, layers, store_sync in subjects:
+            url, pid = running.enter_context(nonet(scratch, layers, store_sync))
+            _move_engine(pid)
+            urls.append((name, url))
+        return measure_added(urls, BODY, _headers(), turns=turns, disk=scratch)
 
 
 def report(
@@ -269,7 +259,11 @@ def report(
     lines += [
         "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in loads
     ]
-    lines += ["", "| layers, nothing cached | requests | p50 ms | p99 ms |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| layers, nothing cached | requests | p50 ms | p99 ms | added p50 | added p99 |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += [
         "| " + " | ".join(str(value) for value in asdict(row).values()) + " |" for row in added
     ]

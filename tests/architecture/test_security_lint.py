@@ -36,7 +36,7 @@ SQL = re.compile(
 )
 # SQL written with names of our own in it, tables and columns; no value of a request is among them.
 OWN_NAMES: dict[str, set[str]] = {
-    "gateway/cache/shelf.py": {"table"},
+    "gateway/cache/tier.py": {"table"},
     "telemetry/ledger.py": {"', '.join([PLACES] * size)"},
 }
 

@@ -16,6 +16,7 @@ FIELDS = (
     "suffix", "unknown_field", "input", "encoding_format", "dimensions", "system", "stop_sequences", "metadata",
     "thinking", "output_config", "instructions", "previous_response_id", "store", "include", "max_output_tokens",
     "text", "reasoning", "truncation", "prompt_cache_key", "background", "finish_in_time",
+    "reasoning_effort",
 )  # fmt: skip
 
 FUNCTION = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}

@@ -74,6 +74,32 @@ async def test_chat_stream(thinker: RunningServer) -> None:
     assert (thought, said, reasoning_tokens) == (THOUGHT, SAID, NUM_THOUGHT)
 
 
+def test_effort_reaches_the_template(client: openai.OpenAI) -> None:
+    def prompt_tokens(**more: Any) -> int:
+        answer = client.chat.completions.create(
+            model="fake", messages=asked(), max_tokens=1, prompt_cache_key="group", **more
+        )
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens
+
+    def input_tokens(**more: Any) -> int:
+        return client.responses.input_tokens.count(
+            model="fake", input=asked()[0]["content"], **more
+        ).input_tokens
+
+    off, on = len("thinks: False\n"), len("thinks: True\n")  # a byte is a token
+    plain = prompt_tokens()
+    assert prompt_tokens(reasoning_effort="none") == plain + off
+    assert prompt_tokens(reasoning_effort="low") == plain + on
+    own_words = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert prompt_tokens(reasoning_effort="none", extra_body=own_words) == plain + on
+    assert input_tokens(reasoning={"effort": "none"}) == input_tokens() + off
+    with pytest.raises(openai.BadRequestError, match="prompt_cache_key"):
+        client.chat.completions.create(
+            model="fake", messages=asked(), prompt_cache_key="k" * 513, max_tokens=1
+        )
+
+
 def test_an_answer_without_thoughts_and_one_cut_short(client: openai.OpenAI) -> None:
     plain = client.chat.completions.create(model="fake", messages=asked("Just so."))
     assert plain.choices[0].message.content == "Just so."

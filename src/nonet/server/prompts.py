@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from nonet.core.errors import ContextLengthError, InvalidRequestError
-from nonet.server.limits import check_text, check_token_ids
+from nonet.server.limits import check_length, check_text, check_token_ids
 from nonet.server.state import ServedModel, ServerState
 
-__all__ = ["check_fits", "check_text", "encode_text", "off_loop", "render_chat"]
+__all__ = ["check_fits", "check_text", "encode_text", "off_loop", "render_chat", "thinking_kwargs"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,19 @@ async def render_chat(
         raise InvalidRequestError(
             "the messages nest too deeply; flatten them", "messages"
         ) from None
+
+
+def thinking_kwargs(
+    effort: str | None, given: Mapping[str, Any] | None, param: str
+) -> dict[str, Any]:
+    """What a template is told of thinking by an `effort` such as "none" or "low"; a client's own words for the template
+    win."""
+    told: dict[str, Any] = {}
+    if effort is not None:
+        check_length("name", len(effort), param)
+        check_text(effort, param)
+        told = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+    return {**told, **(given or {})}
 
 
 def check_fits(

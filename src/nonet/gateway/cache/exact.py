@@ -22,6 +22,7 @@ from nonet.gateway.cache.flight import Flight, finish_of, replayed
 from nonet.gateway.cache.key import ask_key, is_deterministic
 from nonet.gateway.cache.shelf import Shelf, ShelfLimits
 from nonet.gateway.cache.stored import Entry, encode_answer
+from nonet.gateway.cache.tier import SqliteTier
 from nonet.gateway.pipeline import Next
 from nonet.gateway.site import Site
 from nonet.telemetry.events import Saving
@@ -65,7 +66,8 @@ class ExactCache:
             disk_bytes=int(config.disk_mib * MIB),
         )
         database = site.database if config.disk_mib else None
-        self.shelf = Shelf(limits, site.wall, database)
+        tier = SqliteTier(database) if database is not None else None
+        self.shelf = Shelf(limits, site.wall, tier)
         self._flights: dict[bytes, Flight] = {}
 
     async def start(self) -> None:

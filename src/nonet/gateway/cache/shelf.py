@@ -1,13 +1,12 @@
-"""Where answers are kept: the recent ones in memory, all of them in a table, both within a bound of bytes.
+"""Where answers are kept: the recent ones in memory, all of them in a tier below, both within a bound of bytes.
 
-What is in the table is known by an index in memory, so an ask that was never answered costs no look at the disk. The
+What is in the tier is known by an index in memory, so an ask that was never answered costs no look at the disk. The
 least recently used goes first when there is no room. Times are those of the wall clock, as entries outlive the process.
 """
 
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ import msgspec
 
 from nonet.core.errors import StoreError
 from nonet.gateway.cache.stored import Entry
-from nonet.store.database import Database
+from nonet.gateway.cache.tier import Tier
 
 __all__ = ["Shelf", "ShelfLimits"]
-
-TABLES = ("answer", "semantic_answer")
 
 logger = logging.getLogger("nonet.gateway")
 
@@ -44,39 +41,13 @@ class _Mark:
     size: int
 
 
-class _Statements:
-    """What is said to the database about one table."""
-
-    def __init__(self, table: str) -> None:
-        assert table in TABLES
-        self.schema = (
-            f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, tenant TEXT NOT NULL, "
-            "made_s REAL NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL)"
-        )
-        self.insert = (
-            f"INSERT OR REPLACE INTO {table} (key, tenant, made_s, size, body) "
-            "VALUES (?, ?, ?, ?, ?)"
-        )
-        self.delete = f"DELETE FROM {table} WHERE key = ?"
-        self.delete_old = f"DELETE FROM {table} WHERE made_s < ?"
-        self.select_index = f"SELECT key, tenant, made_s, size FROM {table} ORDER BY made_s"
-        self.select_body = f"SELECT tenant, made_s, body FROM {table} WHERE key = ?"
-
-
 class Shelf:
-    """Entries by key. Without a database it is memory only. Used from one event loop."""
+    """Entries by key. Without a tier it is memory only. Used from one event loop."""
 
-    def __init__(
-        self,
-        limits: ShelfLimits,
-        wall: Callable[[], float],
-        database: Database | None,
-        table: str = "answer",
-    ) -> None:
-        self._sql = _Statements(table)
+    def __init__(self, limits: ShelfLimits, wall: Callable[[], float], tier: Tier | None) -> None:
         self._limits = limits
         self._wall = wall
-        self._database = database
+        self._tier = tier
         self._memory: OrderedDict[bytes, Entry] = OrderedDict()
         self._memory_bytes = 0
         self._disk: OrderedDict[bytes, _Mark] = OrderedDict()
@@ -84,16 +55,9 @@ class Shelf:
 
     async def start(self) -> None:
         """Read the index; drop what is too old."""
-        if self._database is None:
+        if self._tier is None:
             return
-        oldest_s = self._wall() - self._limits.ttl_s
-
-        def prepare(connection: sqlite3.Connection) -> list[tuple[bytes, str, float, int]]:
-            connection.execute(self._sql.schema)
-            connection.execute(self._sql.delete_old, (oldest_s,))
-            return connection.execute(self._sql.select_index).fetchall()
-
-        for key, tenant, made_s, size in await self._database.write(prepare):
+        for key, tenant, made_s, size in await self._tier.start(self._wall() - self._limits.ttl_s):
             self._disk[key] = _Mark(tenant, made_s, size)
             self._disk_bytes += size
         self._make_room()
@@ -136,13 +100,10 @@ class Shelf:
         return mark is not None and self._is_fresh(mark.made_s, max_age_s)
 
     async def load(self, key: bytes) -> Entry | None:
-        """An entry of the table, which is then in memory too. A table that cannot be read holds nothing."""
-        assert self._database is not None
+        """An entry of the tier, which is then in memory too. A tier that cannot be read holds nothing."""
+        assert self._tier is not None
         try:
-            row = await self._database.read(
-                lambda connection: connection.execute(self._sql.select_body, (key,)).fetchone()
-            )
-            entry = None if row is None else Entry.from_body(key, *row)
+            entry = await self._tier.load(key)
         except (StoreError, msgspec.DecodeError) as error:
             logger.warning("event=cache_unreadable error=%s", error)
             self._drop_disk(key)
@@ -157,13 +118,12 @@ class Shelf:
         if entry.num_bytes <= self._limits.memory_bytes:
             self._keep_in_memory(entry)
         size = entry.num_bytes
-        if self._database is None or size > self._limits.disk_bytes:
+        if self._tier is None or size > self._limits.disk_bytes:
             return
         self._forget_disk(entry.key)
         self._disk[entry.key] = _Mark(entry.tenant, entry.made_s, size)
         self._disk_bytes += size
-        row = (entry.key, entry.tenant, entry.made_s, size, entry.body)
-        self._database.submit(lambda connection: connection.execute(self._sql.insert, row).close())
+        self._tier.put(entry)
         self._make_room()
 
     def drop(self, key: bytes) -> None:
@@ -209,10 +169,8 @@ class Shelf:
             self.drop(next(iter(self._disk)))
 
     def _drop_disk(self, key: bytes) -> None:
-        if self._forget_disk(key) and self._database is not None:
-            self._database.submit(
-                lambda connection: connection.execute(self._sql.delete, (key,)).close()
-            )
+        if self._forget_disk(key) and self._tier is not None:
+            self._tier.drop(key)
 
     def _forget_disk(self, key: bytes) -> bool:
         mark = self._disk.pop(key, None)

@@ -30,7 +30,7 @@ from nonet.server.openai.sampling import (
     wants_usage,
 )
 from nonet.server.openai.schemas import ChatRequest, SamplingFields
-from nonet.server.prompts import check_fits, encode_text, render_chat
+from nonet.server.prompts import check_fits, encode_text, render_chat, thinking_kwargs
 from nonet.server.requests import engine_requests
 from nonet.server.shapes import ShapeFields, asked_shape
 from nonet.server.tools import checked_tools
@@ -62,7 +62,9 @@ async def chat_completions(call: Call) -> None:
         call.state,
         messages,
         tools=form.template_tools,
-        template_kwargs=body.chat_template_kwargs,
+        template_kwargs=thinking_kwargs(
+            body.reasoning_effort, body.chat_template_kwargs, "reasoning_effort"
+        ),
     )
     prompt_ids = await encode_text(call.state, text, "messages", add_special=False)
     check_fits(model, prompt_ids, params.max_tokens, "messages")

@@ -37,7 +37,8 @@ TIERS: dict[str, ServiceClass] = {
 
 def check_common(body: SamplingFields) -> None:
     """What both endpoints refuse before any work is done."""
-    for field, text in (("cache_salt", body.cache_salt), ("user", body.user)):
+    for field in ("cache_salt", "user", "prompt_cache_key"):
+        text: str | None = getattr(body, field)
         if text is not None:
             check_length(field, len(text), field)
             check_text(text, field)

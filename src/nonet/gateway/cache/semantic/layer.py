@@ -37,6 +37,7 @@ from nonet.gateway.cache.semantic.records import Records
 from nonet.gateway.cache.semantic.settings import Settings
 from nonet.gateway.cache.shelf import Shelf, ShelfLimits
 from nonet.gateway.cache.stored import Entry, decode_steps, encode_answer
+from nonet.gateway.cache.tier import SqliteTier
 from nonet.gateway.pipeline import Next
 from nonet.gateway.site import Site
 from nonet.telemetry.events import Saving
@@ -82,7 +83,8 @@ class SemanticCache:
             disk_bytes=int(config.disk_mib * MIB),
         )
         database = site.database if config.disk_mib else None
-        self._shelf = Shelf(limits, site.wall, database, "semantic_answer")
+        tier = SqliteTier(database, "semantic_answer") if database is not None else None
+        self._shelf = Shelf(limits, site.wall, tier)
         self._records = Records(database) if database is not None else None
         self._finder = Finder(embedder, config.exact_up_to)
         self._partitions: dict[bytes, Partition] = {}

@@ -106,6 +106,7 @@ def _sampling_fields(body: ResponsesRequest) -> SamplingFields:
         seed=body.seed,
         ignore_eos=body.ignore_eos,
         user=body.user,
+        prompt_cache_key=body.prompt_cache_key,
         cache_salt=body.cache_salt,
         priority=body.priority,
         service_tier=body.service_tier,
@@ -119,13 +120,9 @@ def _check(body: ResponsesRequest, fields: SamplingFields) -> None:
         check("max_tokens", body.max_output_tokens, param="max_output_tokens")
     if body.background:
         raise InvalidRequestError("background is not supported; leave it out", "background")
-    for field, text in (
-        ("user", body.safety_identifier),
-        ("prompt_cache_key", body.prompt_cache_key),
-    ):
-        if text is not None:
-            check_length(field, len(text), field)
-            check_text(text, field)
+    if body.safety_identifier is not None:
+        check_length("user", len(body.safety_identifier), "safety_identifier")
+        check_text(body.safety_identifier, "safety_identifier")
     metadata = body.metadata or {}
     check_length("metadata", len(metadata), "metadata")
     for text in (*metadata, *metadata.values()):

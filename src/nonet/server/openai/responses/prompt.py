@@ -13,7 +13,7 @@ from nonet.server.call import Call
 from nonet.server.limits import check_depth, check_length, check_text
 from nonet.server.openai.responses.items import Item, given_items, item_messages
 from nonet.server.openai.responses.schemas import InputTokensRequest, TextFormat
-from nonet.server.prompts import encode_text, render_chat
+from nonet.server.prompts import encode_text, render_chat, thinking_kwargs
 from nonet.server.shapes import JsonSchemaFormat, ResponseFormat, ShapeFields, asked_shape
 from nonet.server.tools import checked_tools
 
@@ -52,7 +52,11 @@ async def response_prompt(call: Call, body: InputTokensRequest) -> ResponsePromp
         state,
         messages,
         tools=form.template_tools,
-        template_kwargs=_template_kwargs(body),
+        template_kwargs=thinking_kwargs(
+            body.reasoning.effort if body.reasoning is not None else None,
+            body.chat_template_kwargs,
+            "reasoning",
+        ),
     )
     ids = await encode_text(state, text, "input", add_special=False)
     return ResponsePrompt(given, messages, text, ids, form)
@@ -111,13 +115,3 @@ def _shape(form: TextFormat | None) -> ShapeFields:
         name=form.name, description=form.description, schema=form.schema, strict=form.strict
     )
     return ShapeFields(response_format=ResponseFormat(type=form.type, json_schema=schema))
-
-
-def _template_kwargs(body: InputTokensRequest) -> dict[str, Any]:
-    """What the template is told of thinking; a client's own words for the template win."""
-    effort = body.reasoning.effort if body.reasoning is not None else None
-    told: dict[str, Any] = {}
-    if effort is not None:
-        check_length("name", len(effort), "reasoning")
-        told = {"enable_thinking": effort != "none", "reasoning_effort": effort}
-    return {**told, **(body.chat_template_kwargs or {})}
