@@ -32,6 +32,9 @@ def test_models(client: openai.OpenAI, model: str) -> None:
     assert card.object == "model"
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.models.retrieve("other")
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="other", messages=ASK)
+    assert caught.value.code == "model_not_found"
 
 
 def test_chat(client: openai.OpenAI, model: str) -> None:

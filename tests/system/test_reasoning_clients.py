@@ -74,7 +74,7 @@ async def test_chat_stream(thinker: RunningServer) -> None:
     assert (thought, said, reasoning_tokens) == (THOUGHT, SAID, NUM_THOUGHT)
 
 
-def test_effort_reaches_the_template(client: openai.OpenAI) -> None:
+def test_effort_reaches_the_template(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     def prompt_tokens(**more: Any) -> int:
         answer = client.chat.completions.create(
             model="fake", messages=asked(), max_tokens=1, prompt_cache_key="group", **more
@@ -87,13 +87,23 @@ def test_effort_reaches_the_template(client: openai.OpenAI) -> None:
             model="fake", input=asked()[0]["content"], **more
         ).input_tokens
 
-    off, on = len("thinks: False\n"), len("thinks: True\n")  # a byte is a token
+    off = len("thinks: False\neffort: none\n")  # a byte is a token
+    on = len("thinks: True\neffort: none\n")
     plain = prompt_tokens()
     assert prompt_tokens(reasoning_effort="none") == plain + off
-    assert prompt_tokens(reasoning_effort="low") == plain + on
+    assert prompt_tokens(reasoning_effort="high") == plain + on
     own_words = {"chat_template_kwargs": {"enable_thinking": True}}
     assert prompt_tokens(reasoning_effort="none", extra_body=own_words) == plain + on
     assert input_tokens(reasoning={"effort": "none"}) == input_tokens() + off
+    counted = [
+        claude.messages.count_tokens(model="fake", messages=asked(), **more).input_tokens
+        for more in ({}, {"output_config": {"effort": "low"}})
+    ]
+    assert counted[1] == counted[0] + len("effort: low\n")
+    with pytest.raises(anthropic.BadRequestError, match="effort is no text"):
+        claude.messages.count_tokens(
+            model="fake", messages=asked(), extra_body={"output_config": {"effort": 3}}
+        )
     with pytest.raises(openai.BadRequestError, match="prompt_cache_key"):
         client.chat.completions.create(
             model="fake", messages=asked(), prompt_cache_key="k" * 513, max_tokens=1

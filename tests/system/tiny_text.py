@@ -13,6 +13,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
     "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
     "{% if enable_thinking is defined %}thinks: {{ enable_thinking }}\n{% endif %}"
+    "{% if reasoning_effort is defined %}effort: {{ reasoning_effort }}\n{% endif %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 

@@ -5,7 +5,8 @@
     │   ├── InvalidRequestError      a field of a request is wrong          400
     │   │   └── ContextLengthError   prompt plus output exceed the context  400
     │   ├── AuthenticationError      no key, or an unknown one              401
-    │   ├── NotFoundError            no such model, route or object         404
+    │   ├── NotFoundError            no such route or object                404
+    │   │   └── ModelNotFoundError   no such model or adapter               404
     │   ├── RequestTooLargeError     a body or a list over its limit        413
     │   ├── ConfigError              an option, a spec string or a file of options
     │   │   └── UnknownNameError     a name that no catalogue holds
@@ -32,6 +33,7 @@ __all__ = [
     "EngineDeadError",
     "InvalidRequestError",
     "ModelFileError",
+    "ModelNotFoundError",
     "NonetError",
     "NotFoundError",
     "OverloadedError",
@@ -70,7 +72,11 @@ class AuthenticationError(UserError):
 
 
 class NotFoundError(UserError):
-    """The named model, route or stored object does not exist."""
+    """The named route or stored object does not exist."""
+
+
+class ModelNotFoundError(NotFoundError):
+    """No model or adapter of that name is served here."""
 
 
 class RequestTooLargeError(UserError):

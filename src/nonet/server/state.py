@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from nonet.config.schema import ServerConfig
-from nonet.core.errors import NotFoundError
+from nonet.core.errors import ModelNotFoundError
 from nonet.core.messages import AdapterInfo
 from nonet.core.model_spec import GenerationDefaults
 from nonet.engine.client import EngineClient
@@ -101,4 +101,4 @@ def find_model(name: str | None, models: Sequence[ServedModel]) -> ServedModel:
         if model.name == name:
             return model
     names = ", ".join(repr(model.name) for model in models[:MOST_NAMED])
-    raise NotFoundError(f"no model {name!r} is served here; this server has {names}")
+    raise ModelNotFoundError(f"no model {name!r} is served here; this server has {names}")

@@ -18,6 +18,7 @@ STATUSES = {
     "ContextLengthError": 400,
     "AuthenticationError": 401,
     "NotFoundError": 404,
+    "ModelNotFoundError": 404,
     "RequestTooLargeError": 413,
     "ConfigError": 400,
     "UnknownNameError": 400,

@@ -10,10 +10,10 @@ from nonet.core.request import PrefixLease
 from nonet.server.answer_form import AnswerForm, answer_form
 from nonet.server.anthropic.breakpoints import marks_of
 from nonet.server.anthropic.conversation import continued_text, template_messages, tool_use
-from nonet.server.anthropic.schemas import Prompt, Thinking
-from nonet.server.limits import check_depth
+from nonet.server.anthropic.schemas import Prompt
+from nonet.server.limits import check_depth, check_length
 from nonet.server.prompt_cache import Mark, find_leases
-from nonet.server.prompts import encode_text, render_chat
+from nonet.server.prompts import check_text, encode_text, render_chat
 from nonet.server.shapes import JsonSchemaFormat, ResponseFormat, ShapeFields, asked_shape
 from nonet.server.state import ServerState
 from nonet.server.tools import checked_tools
@@ -46,7 +46,7 @@ async def message_prompt(state: ServerState, body: Prompt) -> MessagePrompt:
         state,
         messages,
         tools=form.template_tools,
-        template_kwargs=_template_kwargs(body.thinking),
+        template_kwargs=_template_kwargs(body),
         add_generation_prompt=begun is None,
     )
     if begun is not None:
@@ -59,7 +59,7 @@ async def leases_of(
     state: ServerState, body: Prompt, prompt: MessagePrompt
 ) -> tuple[PrefixLease, ...]:
     """What the body's cache_control asks for."""
-    kwargs = _template_kwargs(body.thinking)
+    kwargs = _template_kwargs(body)
     uses_tools = prompt.form.use is not None
     marks = [_as_rendered(state, mark, uses_tools) for mark in marks_of(body)]
     return await find_leases(state, marks, prompt.text, prompt.ids, kwargs)
@@ -88,15 +88,27 @@ def _shape(body: Prompt) -> ShapeFields:
     return ShapeFields(response_format=ResponseFormat(type="json_schema", json_schema=json_schema))
 
 
-def _template_kwargs(thinking: Thinking | None) -> dict[str, Any]:
+def _template_kwargs(body: Prompt) -> dict[str, Any]:
+    """What the template is told of thinking. An effort alone does not turn it on."""
+    effort = (body.output_config or {}).get("effort")
+    told: dict[str, Any] = {}
+    if effort is not None:
+        if not isinstance(effort, str):
+            raise InvalidRequestError(
+                'output_config.effort is no text; give one such as "low"', "output_config"
+            )
+        check_length("name", len(effort), "output_config")
+        check_text(effort, "output_config")
+        told["reasoning_effort"] = effort
+    thinking = body.thinking
     if thinking is None:
-        return {}
+        return told
     if thinking.type not in THINKING:
         raise InvalidRequestError(
             f"thinking has type {thinking.type[:50]!r}; allowed: {', '.join(sorted(THINKING))}",
             "thinking",
         )
-    return {"enable_thinking": THINKING[thinking.type]}
+    return {**told, "enable_thinking": THINKING[thinking.type]}
 
 
 def _left_open(text: str, begun: str) -> str:
