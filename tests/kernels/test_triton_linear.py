@@ -14,6 +14,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 from nonet.core.errors import ConfigError  # isort: skip  (gpu_cases chooses the interpreter)
 from nonet.kernels.triton.linear import DenseLinear, Float8Linear, Linears, float8_linear  # isort: skip
 from nonet.kernels.triton.linear_few import FewRowsTiling  # isort: skip
+from nonet.kernels.triton.linear_integers import IntegerLinear  # isort: skip
+from nonet.kernels.triton.fixed_order import FixedOrderOps  # isort: skip
+from nonet.kernels.inputs import InputRounding  # isort: skip
 from nonet.kernels.triton.linear_one import OneRowTiling, linear_one  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip
 from nonet.kernels.triton.scaled import settled  # isort: skip
@@ -213,12 +216,34 @@ def test_the_weight_format_becomes_a_float8_linear(scale: str) -> None:
         assert near(ops.linear(x, packed), exact) < 0.1
 
 
+@pytest.mark.parametrize("rows", [1, 9, 70, 300])
+@pytest.mark.parametrize(("outputs", "inputs"), [(100, 1024), (64, 384)])
+def test_products_of_integers(rows: int, outputs: int, inputs: int) -> None:
+    """Against the specification of the rounding; whole sums are exact, so only the output's dtype rounds."""
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+    weight, bias = (
+        torch.randn(outputs, inputs) * torch.logspace(-2, 0, outputs)[:, None],
+        torch.randn(outputs),
+    )
+    stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
+    made = WEIGHT_FORMATS.build("w8a8").convert(stored, "linear")
+    x = (torch.randn(rows, inputs) * torch.logspace(-1, 1, rows)[:, None]).to(dtype)
+    exact = InputRounding("int8", None).apply(x).double() @ made.dequantize().double().t() + bias
+    for ops in (TritonOps(dtype, DEVICE), FixedOrderOps(dtype, DEVICE)):
+        packed = ops.pack(made, bias)
+        assert isinstance(packed, IntegerLinear)
+        got = ops.linear(x.to(DEVICE), packed)
+        assert got.dtype == dtype
+        assert near(got.cpu(), exact) < 4e-3
+        assert torch.equal(ops.linear(x[:1].to(DEVICE), packed), got[:1])
+
+
 def test_what_the_kernels_do_not_multiply_is_refused() -> None:
     weight = torch.randn(32, 256)
     stored = StoredMatrix(dense=lambda: weight, codes=lambda: None)
     ops = TritonOps(torch.float16, DEVICE)
-    for spec in ("w8a8", "int8:activations=token"):
-        with pytest.raises(ConfigError, match="no products of integers"):
+    for spec in ("w8a8:group=64", "int8:activations=token"):
+        with pytest.raises(ConfigError, match="an output has one scale"):
             ops.pack(WEIGHT_FORMATS.build(spec).convert(stored, "linear"))
     half_blocks = WEIGHT_FORMATS.build("fp8:scale=block").convert(stored, "linear")
     with pytest.raises(ConfigError, match="by 128 inputs"):

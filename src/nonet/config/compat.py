@@ -57,12 +57,6 @@ CONFLICTS = (
         "the checkpoint holds 8-bit floats, which the native CPU kernels have not",
         "use kernels auto or reference, or weight_format dense or int8",
     ),
-    Conflict(
-        ("weight_format", "w8a8"),
-        ("kernels", "triton"),
-        "the Triton kernels have no products of integers",
-        "use weight_format fp8",
-    ),
     *(
         Conflict(
             ("deterministic", "true"),

@@ -305,7 +305,7 @@ def test_kernels_step_aside_for_a_weight_format() -> None:
     resolved = plan(weight_format="fp8:scale=block")
     assert resolved.kernels == "reference"
     assert resolved.reasons["kernels"] == "the native CPU kernels have no 8-bit floats"
-    assert plan(machine=replace(CUDA, has_triton=True), weight_format="w8a8").kernels == "reference"
+    assert plan(machine=replace(CUDA, has_triton=True), weight_format="w8a8").kernels == "triton"
     assert plan(weight_format="w8a8").kernels == "native"
 
 

@@ -13,6 +13,7 @@ from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_fixed import FixedAttention
 from nonet.kernels.triton.coded import CodedLinear
 from nonet.kernels.triton.linear import DenseLinear, Float8Blocks
+from nonet.kernels.triton.linear_integers import IntegerLinear
 from nonet.kernels.triton.logits import soft_cap
 from nonet.kernels.triton.ops import TritonLinear, TritonOps
 
@@ -39,6 +40,8 @@ class FixedOrderOps(TritonOps):
             return self.coded_linears(x, weight, self.dtype, CODED_ROWS)
         if isinstance(weight, Float8Blocks):
             return self.float8_blocks(x, weight)
+        if isinstance(weight, IntegerLinear):
+            return self.integers(x, weight)
         rounded = self.rounded(x)
         return self.fixed_linears(
             rounded.codes,

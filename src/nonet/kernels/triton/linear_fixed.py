@@ -6,9 +6,10 @@ one segment of a tile and the last to arrive adds them up; with many it takes al
 is always the left operand: the tensor cores' instruction is then 64 outputs tall for one row as for thousands, and
 works out each row by itself.
 
-Three kinds of scales: none; float32 by row and by output for float8; or, for float8 in blocks of 128 inputs, by row and
-block and by output and block, where each block's product is brought to its scale in float32 before it is added: the
-tensor cores keep too few bits to go on adding (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
+Three kinds of scales: none; float32 by row and by output for float8, and for int8, whose sums are whole numbers;
+or, for float8 in blocks of 128 inputs, by row and block and by output and block, where each block's product is brought to its
+scale in float32 before it is added: the tensor cores keep too few bits to go on adding (DeepSeek-V3,
+arXiv 2412.19437, section 3.3.2).
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class FixedLinears:
     ) -> torch.Tensor:
         """x [T, K] times weight [N, K] transposed, plus bias [N]: [T, N] of `out_dtype`.
 
-        float8 has float32 x_scale [T, 1] and scale [N], or, in blocks of 128, x_scale [T, B] and scale [N, B]. A tiling
-        is given only to compare it.
+        float8 has float32 x_scale [T, 1] and scale [N], or, in blocks of 128, x_scale [T, B] and scale [N, B]; int8 has
+        the former. A tiling is given only to compare it.
         """
         tokens, inputs = x.shape
         outputs = weight.shape[0]
@@ -126,6 +127,7 @@ class FixedLinears:
             APART=few and segments > 1,
             SCALED="blocks" if has_blocks else "rows" if scale is not None else "none",
             HAS_BIAS=bias is not None,
+            SUM=tl.int32 if weight.dtype == torch.int8 else tl.float32,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             num_warps=tiling.warps,
             num_stages=tiling.stages,
@@ -152,7 +154,7 @@ def _linear_fixed(
     x, x_scale, weight, scale, bias, out, partial, arrivals, tokens, x_stride, row_tiles,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
     SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, APART: tl.constexpr, SCALED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     tiles: tl.constexpr = (N + OUTPUTS - 1) // OUTPUTS
     program = tl.program_id(0)
@@ -166,13 +168,13 @@ def _linear_fixed(
     if APART:
         acc = _sum_segment(
             x, x_scale, weight, scale, output, token, tokens, x_stride, segment * SEGMENT,
-            N, K, ROWS, OUTPUTS, INPUTS, SEGMENT, SCALED, PRECISION,
+            N, K, ROWS, OUTPUTS, INPUTS, SEGMENT, SCALED, PRECISION, SUM,
         )  # fmt: skip
         size: tl.constexpr = OUTPUTS * ROWS
         within = tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         place = row_tile * tiles + tile
         mine = partial + place.to(tl.int64) * (SEGMENTS * size)
-        tl.store(mine + segment * size + within, acc)
+        tl.store(mine + segment * size + within, acc.to(tl.float32))
         tl.debug_barrier()
         if tl.atomic_add(arrivals + place, 1, sem="acq_rel") == SEGMENTS - 1:
             total = tl.load(mine + within, cache_modifier=".cg")
@@ -183,13 +185,14 @@ def _linear_fixed(
     else:
         total = _sum_segment(
             x, x_scale, weight, scale, output, token, tokens, x_stride, 0,
-            N, K, ROWS, OUTPUTS, INPUTS, SEGMENT, SCALED, PRECISION,
+            N, K, ROWS, OUTPUTS, INPUTS, SEGMENT, SCALED, PRECISION, SUM,
         )  # fmt: skip
         for later in range(1, SEGMENTS):
             total += _sum_segment(
                 x, x_scale, weight, scale, output, token, tokens, x_stride, later * SEGMENT,
-                N, K, ROWS, OUTPUTS, INPUTS, SEGMENT, SCALED, PRECISION,
+                N, K, ROWS, OUTPUTS, INPUTS, SEGMENT, SCALED, PRECISION, SUM,
             )  # fmt: skip
+        total = total.to(tl.float32)
         _write(out, x_scale, scale, bias, total, output, token, tokens, N, SCALED, HAS_BIAS)
 
 
@@ -206,14 +209,14 @@ def _place(program, tiles: tl.constexpr, row_tiles):
 def _sum_segment(
     x, x_scale, weight, scale, output, token, tokens, x_stride, begin,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
-    SEGMENT: tl.constexpr, SCALED: tl.constexpr, PRECISION: tl.constexpr,
+    SEGMENT: tl.constexpr, SCALED: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """[OUTPUTS, ROWS] sums over the inputs from `begin` on."""
     column = tl.arange(0, INPUTS)[None, :]
     weight_at = weight + output.to(tl.int64)[:, None] * K + column
     x_at = x + token.to(tl.int64)[:, None] * x_stride + column
     blocks: tl.constexpr = (K + INPUTS - 1) // INPUTS
-    acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    acc = tl.zeros([OUTPUTS, ROWS], SUM)
     for start in range(begin, tl.minimum(begin + SEGMENT, K), INPUTS):
         present = token[:, None] < tokens
         inside = output[:, None] < N
@@ -232,7 +235,7 @@ def _sum_segment(
             product = tl.dot(w, tl.trans(piece), input_precision=PRECISION)
             acc = tl.fma(product, w_scale[:, None] * row_scale[None, :], acc)
         else:
-            acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION)
+            acc = tl.dot(w, tl.trans(piece), acc, input_precision=PRECISION, out_dtype=SUM)
     return acc
 
 

@@ -41,6 +41,12 @@ from nonet.kernels.triton.linear import (
 )
 from nonet.kernels.triton.linear_coded import CodedLinears
 from nonet.kernels.triton.linear_fixed import BLOCK, FixedLinears
+from nonet.kernels.triton.linear_integers import (
+    IntegerLinear,
+    integer_linear,
+    is_integer_linear,
+    round_to_integers,
+)
 from nonet.kernels.triton.logits import logits, soft_cap
 from nonet.kernels.triton.lora import expand, room_for_inner, shrink
 from nonet.kernels.triton.quantize_rows import Rounded, quantize_blocks, quantize_rows
@@ -54,7 +60,7 @@ from nonet.kernels.triton.side_stream import SideStream
 
 __all__ = ["TritonLinear", "TritonOps"]
 
-TritonLinear = DenseLinear | Float8Linear | Float8Blocks | CodedLinear
+TritonLinear = DenseLinear | Float8Linear | Float8Blocks | CodedLinear | IntegerLinear
 
 # With fewer rows, one program a row is slower than many programs and a launch to round after them.
 MANY_ROWS = 64
@@ -96,10 +102,12 @@ class TritonOps:
         moved_bias = None if bias is None else bias.to(self.device, self.dtype)
         if isinstance(weight, Float8Tensor) and weight.inputs != "exact":
             return self._pack_float8(weight, moved_bias)
+        if isinstance(weight, GroupwiseTensor) and is_integer_linear(weight):
+            return integer_linear(weight, moved_bias, self.device)
         if not isinstance(weight, torch.Tensor) and weight.inputs not in ("free", "exact"):
             raise ConfigError(
-                "the Triton kernels have no products of integers on both sides; "
-                "use weight_format fp8, or kernels reference"
+                "the Triton kernels multiply integers on both sides where an output has one scale and inputs are "
+                "rounded by token; use weight_format w8a8 without a group, or kernels reference"
             )
         is_wide = self.dtype == torch.float32
         if isinstance(weight, GroupwiseTensor) and can_pack(weight) and not is_wide:
@@ -134,7 +142,15 @@ class TritonOps:
             return self.coded_linears.any_rows(x, weight)
         if isinstance(weight, Float8Blocks):
             return self.float8_blocks(x, weight)
+        if isinstance(weight, IntegerLinear):
+            return self.integers(x, weight)
         return self.linears.float8(self._rounded_for(x, weight), weight, self.dtype)
+
+    def integers(self, x: torch.Tensor, weight: IntegerLinear) -> torch.Tensor:
+        codes, x_scale = round_to_integers(x)
+        return self.fixed_linears(
+            codes, weight.weight, weight.bias, self.dtype, x_scale=x_scale, scale=weight.scale
+        )
 
     def float8_blocks(self, x: torch.Tensor, weight: Float8Blocks) -> torch.Tensor:
         rounded = quantize_blocks(x, BLOCK)
