@@ -7,8 +7,8 @@ is always the left operand: the tensor cores' instruction is then 64 outputs tal
 works out each row by itself.
 
 Three kinds of scales: none; float32 by row and by output for float8, and for int8, whose sums are whole numbers;
-or, for float8 in blocks of 128 inputs, by row and block and by output and block, where each block's product is brought to its
-scale in float32 before it is added: the tensor cores keep too few bits to go on adding (DeepSeek-V3,
+or, for float8 in blocks of 128 inputs, by row and block and by output and block. There each block's product is
+brought to its scale in float32 before it is added: the tensor cores keep too few bits to go on adding (DeepSeek-V3,
 arXiv 2412.19437, section 3.3.2).
 """
 
