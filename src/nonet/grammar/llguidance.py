@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LLGuidance"]
 
-WORTH_THREADS_S = (
-    0.008  # masks of a step that take longer are dealt out to threads, which cost some milliseconds
-)
-FORGET = 0.9
+# Masks of a step that take longer are dealt out to threads, which cost some milliseconds themselves.
+WORTH_THREADS_S = 0.008
+FORGET = 0.9  # of what a mask took before the last step
 MAX_COMPILED = 256  # grammars kept; the least recently used goes first
 MAX_COMPILED_CHARS = 8 * 1024 * 1024  # of their texts together
 

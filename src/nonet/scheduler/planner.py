@@ -64,8 +64,9 @@ class Planner:
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         held: list[Sequence] = []
+        waits = self._limits.needs_host_tokens
         for seq in self._policy.order(self._roster.running.values(), now):
-            if seq.is_compacting or (seq.num_unread and not _can_run_ahead(seq)):
+            if seq.is_compacting or (seq.num_unread and (waits or not _can_run_ahead(seq))):
                 held += [seq] if _goes_on(seq) else []
                 continue
             remaining = len(seq.token_ids) + seq.num_unread - seq.num_planned
@@ -325,9 +326,9 @@ class Planner:
 def _can_run_ahead(seq: Sequence) -> bool:
     """Whether a row can follow one whose sample is still unread: the runner takes that token from the device.
 
-    Not when the host must see it first, when it is not known how many tokens it will be, or when it is the last.
+    Not when it is not known how many tokens it will be, or when it is the last.
     """
-    return not seq.needs_host_tokens and seq.num_unread == 1 and _goes_on(seq)
+    return seq.num_unread == 1 and _goes_on(seq)
 
 
 def _goes_on(seq: Sequence) -> bool:

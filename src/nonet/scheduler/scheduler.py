@@ -281,7 +281,6 @@ class Scheduler:
             min_len=num_prompt + params.min_tokens,
             max_len=max_len,
             stop_ids=stop_ids_of(request),
-            needs_host_tokens=self._limits.needs_host_tokens,
             compact_at=None if rule is None else rule.point(num_prompt, max_len),
             prompt_logprobs=[None] if asks_prompt else None,
         )

@@ -57,7 +57,6 @@ class Sequence:
     min_len: int  # tokens before which no stop token counts
     max_len: int  # tokens at which the sequence ends
     stop_ids: frozenset[int]
-    needs_host_tokens: bool = False  # its next row cannot be planned before its last is read
     status: Status = Status.WAITING
     blockers: set[str] = field(default_factory=set)  # reasons why it cannot run although it waits
     num_computed: int = 0

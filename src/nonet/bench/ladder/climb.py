@@ -128,8 +128,8 @@ def climb(
     """Measure what `store` does not hold yet. `identity` is all else that decides a result: commit, model, workload.
 
     The full stack comes right after the first rung, so that a climb which is cut short has both ends, and then one rung
-    after the other from there down: the lower, the slower. A rung whose
-    technique left no trace in the telemetry gets an error: a switch that does nothing is not a saving.
+    after the other from there down: the lower, the slower. A rung whose technique left no trace in the telemetry gets
+    an error: a switch that does nothing is not a saving.
     """
     lines = [rung for rung in rungs if not rung.is_base]
     jobs: list[_Job] = []

@@ -92,9 +92,8 @@ class Linears:
 
     def dense(self, x: torch.Tensor, packed: DenseLinear) -> torch.Tensor:
         """x [T, K] to [T, N]."""
-        if x.shape[0] == 1 and x.dtype != torch.float32 and self._fits(packed.weight):
-            return self._one_row(x, None, packed.weight, None, packed.bias, x.dtype)
-        few = 0 < x.shape[0] <= MOST_ROWS_DENSE and packed.weight.numel() <= MOST_WEIGHTS_DENSE
+        is_small = packed.weight.numel() <= MOST_WEIGHTS_DENSE
+        few = x.shape[0] == 1 or (0 < x.shape[0] <= MOST_ROWS_DENSE and is_small)
         if not few or x.dtype == torch.float32 or not self._fits(packed.weight):
             return F.linear(x, packed.weight, packed.bias)
         out = torch.empty(x.shape[0], packed.weight.shape[0], dtype=x.dtype, device=x.device)
@@ -110,10 +109,6 @@ class Linears:
     ) -> torch.Tensor | Scaled:
         """Rounded rows [T, K] to [T, N] of `dtype`, which may still wait for its scales."""
         tokens, outputs = rounded.codes.shape[0], packed.weight.shape[0]
-        if tokens == 1 and self._fits(packed.weight):
-            return self._one_row(
-                rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, dtype
-            )
         if self.takes_groups(tokens, packed.weight):
             out = torch.empty(tokens, outputs, dtype=dtype, device=rounded.codes.device)
             self.few(rounded.codes, rounded.scale, packed.weight, packed.scale, packed.bias, out)
@@ -132,22 +127,6 @@ class Linears:
             rounded.codes, packed.weight, rounded.scale, packed.scale[None, :], dtype
         )
         return out if packed.bias is None else out.add_(packed.bias)
-
-    def _one_row(
-        self,
-        x: torch.Tensor,
-        x_scale: torch.Tensor | None,
-        weight: torch.Tensor,
-        scale: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        out = torch.empty(1, weight.shape[0], dtype=dtype, device=x.device)
-        tiling = one_row_tiling(weight.shape[1], weight.element_size())
-        linear_one(
-            x, x_scale, weight, scale, bias, out=out, tiling=tiling, is_chained=self.is_chained
-        )
-        return out
 
     def _product(
         self,
@@ -172,7 +151,13 @@ class Linears:
         out: torch.Tensor,
         tiling: FewRowsTiling | None = None,
     ) -> None:
-        """Our own kernel, for at most MOST_ROWS rows. A tiling is given only to compare it."""
+        """Our own kernels, for at most MOST_ROWS rows: one row has its own. A tiling is given only to compare it."""
+        if len(x) == 1 and tiling is None:
+            one = one_row_tiling(weight.shape[1], weight.element_size())
+            linear_one(
+                x, x_scale, weight, scale, bias, out=out, tiling=one, is_chained=self.is_chained
+            )
+            return
         tiling = tiling or few_rows_tiling(x.shape[0], weight.element_size(), self._multiprocessors)
         elements = 2 * tiling.programs * tiling.outputs * MOST_ROWS
         key = (elements, -(-weight.shape[0] // tiling.outputs))

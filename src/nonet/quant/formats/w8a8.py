@@ -4,7 +4,7 @@ Idea: y[t, n] = s_x[t] * s_w[n] * sum_k q_x[t, k] * q_w[n, k], with s_x = max |x
 s_w = max |w_n| / 127 at load; the integer sums are exact. Reference: LLM.int8() (arXiv 2208.07339) without its
 outlier columns; SmoothQuant (arXiv 2211.10438) calls it per-token, per-channel.
 Cost: half the bytes of bfloat16; a token with outliers loses most. Good for: prefill and large batches on CPUs with
-int8 dot products, and GPUs older than fp8. Conflicts: none; the Triton kernels take it without groups.
+int8 dot products; a GPU has fp8 for it. Conflicts: with a group, the Triton kernels.
 """
 
 from __future__ import annotations
