@@ -1,13 +1,13 @@
 """What the batch tier is worth: work that may wait fills what online traffic leaves idle, on a machine paid for anyway.
 
-Online requests come at the ladder's common rate, first alone, then with a backlog of batch requests behind them, under
-the policy that puts deadlines first. The machine's price is divided by the tokens of both.
+Online requests come at the ladder's common rate, first alone, then with a backlog of batch requests behind them that
+does not run dry, under the policy that puts deadlines first. The machine's price is divided by the tokens of both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from dataclasses import replace
 import msgspec
 
 from nonet.bench.client import Target, send_all
-from nonet.bench.ladder.measure import Plan, fresh_metrics, latency_items, starting_server
+from nonet.bench.ladder.measure import Plan, fresh_metrics, latency_items, nonce, starting_server
 from nonet.bench.ladder.result import BatchTier
 from nonet.bench.metrics import RequestTimes, summarise
 from nonet.bench.workload import WorkItem
@@ -60,15 +60,33 @@ async def _online(
     """The online requests, tokens of all classes up to the report after their last one, and how long that was."""
     items, due_s = latency_items(plan, rate_rps, f"batch tier {run}")
     before = await _tokens(target)
+    behind = [asyncio.create_task(_again_and_again(target, item)) for item in backlog]
+    before = await _once_at_work(target, behind, before)
     start = time.monotonic()
-    behind = asyncio.create_task(send_all(target, backlog, [0.0] * len(backlog)))
     online = await send_all(target, items, due_s)
     tokens = await _tokens(target) - before
     seconds = time.monotonic() - start
-    behind.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await behind
+    for one in behind:
+        one.cancel()
+    await asyncio.gather(*behind, return_exceptions=True)
     return online, tokens, seconds
+
+
+async def _once_at_work(
+    target: Target, backlog: Sequence[asyncio.Task[None]], before: float
+) -> float:
+    """The tokens made once the backlog runs: a static batch of the online requests alone would end before it."""
+    while (now := await _tokens(target)) <= before and not all(one.done() for one in backlog):
+        pass
+    return now
+
+
+async def _again_and_again(target: Target, item: WorkItem) -> None:
+    """Until cancelled, or until it fails; every turn's text is another, so that no cache answers it."""
+    for turn in itertools.count():
+        seen = await send_all(target, [nonce(item, f"batch tier turn {turn}")], [0.0])
+        if seen[0].error is not None:
+            return
 
 
 async def _tokens(target: Target) -> float:

@@ -35,6 +35,7 @@ __all__ = [
     "fresh_metrics",
     "latency_items",
     "measure_rung",
+    "nonce",
     "refusal_of",
     "settled_metrics",
     "starting_server",
@@ -132,7 +133,7 @@ def starting_server(settings: dict[str, str], plan: Plan) -> Iterator[Target]:
     with running_server(as_environment(config)) as url:
         target = _target(url, plan)
         warm = warm_up_items(plan.workload, resolved.device)
-        _scrape(target, [_nonce(item, "warm-up") for item in warm])
+        _scrape(target, [nonce(item, "warm-up") for item in warm])
         yield target
 
 
@@ -157,14 +158,14 @@ def _capacity(
 ) -> tuple[list[Summary], list[RequestTimes], Telemetry]:
     """All requests at once, `repeats` times; each run's texts differ, so that none can be answered from the last."""
     items = plan.workload.items
-    before = _scrape(target, [_nonce(item, "warm-up") for item in warm])
+    before = _scrape(target, [nonce(item, "warm-up") for item in warm])
     runs: list[Summary] = []
     seen: list[RequestTimes] = []
     start = time.monotonic()
     for repeat in range(plan.repeats):
         if runs and plan.rung_s is not None and time.monotonic() - start > plan.rung_s:
             break
-        fresh = Workload(plan.workload.name, tuple(_nonce(item, f"run {repeat}") for item in items))
+        fresh = Workload(plan.workload.name, tuple(nonce(item, f"run {repeat}") for item in items))
         requests = measure(target, fresh, all_at_once(fresh))
         runs.append(summarise(requests, plan.limits))
         seen += requests
@@ -197,7 +198,7 @@ def latency_items(plan: Plan, rate_rps: float, run: str) -> tuple[list[WorkItem]
 
     Where the workload knows when its requests came, their gaps are kept and stretched to the rate.
     """
-    items = [_nonce(item, run) for item in plan.workload.items[: plan.latency_requests]]
+    items = [nonce(item, run) for item in plan.workload.items[: plan.latency_requests]]
     first = Workload("latency", tuple(items))
     span = items[-1].arrival_s - items[0].arrival_s
     if span <= 0:
@@ -249,7 +250,7 @@ def _engine_counts(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "nonet_http_responses"}
 
 
-def _nonce(item: WorkItem, run: str) -> WorkItem:
+def nonce(item: WorkItem, run: str) -> WorkItem:
     """The same request in another run: sharing within a run stays, sharing between runs goes."""
     if not item.messages:
         return replace(item, extra={**item.extra, "cache_salt": run})
