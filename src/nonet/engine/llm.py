@@ -6,14 +6,17 @@ print(llm.generate(["The capital of France is"], SamplingParams(temperature=0.0)
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from nonet.config.load import from_options
 from nonet.config.schema import Config
-from nonet.core.errors import InvalidRequestError
+from nonet.core.errors import InvalidRequestError, UnavailableError
 from nonet.core.messages import AdapterInfo, Answered, Command, LoadAdapter, UnloadAdapter
 from nonet.core.outputs import RequestOutput, SequenceDelta
 from nonet.core.request import Request
@@ -47,7 +50,7 @@ class LLM:
         self.config = config or from_options({"model": model, **options})
         self.resolved, self.spec = resolve_config(self.config)
         self._reader = PromptReader(Path(self.resolved.model_path))
-        self.engine: Engine = build_engine(self.resolved, self.spec, load_progress)
+        self._engine: Engine | None = build_engine(self.resolved, self.spec, load_progress)
         self._adapters = {adapter.name: adapter for adapter in self.engine.info.adapters}
         self._requests_made = 0
 
@@ -63,8 +66,23 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Give back the model's memory and threads."""
-        self.engine.close()
+        """Give back the model's memory and threads; another one may then be loaded in this process."""
+        if self._engine is None:
+            return
+        self._engine.close()
+        self._engine = None
+        if (
+            self.resolved.device == "cuda"
+        ):  # a device's memory is not given back by a later collection in time
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, step by step. UnavailableError once the model is closed."""
+        if self._engine is None:
+            raise UnavailableError("this model is closed; make another LLM")
+        return self._engine
 
     @property
     def tokenizer(self) -> Tokenizer:
