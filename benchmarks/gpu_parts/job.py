@@ -72,12 +72,12 @@ SIZES = {
 }
 
 
-# What fits in three minutes a weight format: the same mix and batches, the highest rate alone, half of the baselines.
+# What fits in five minutes: the same mix and batches, the highest rate alone, half of the naive requests.
 SIZES["short"] = replace(
     SIZES["full"],
     prefills=((1, 128, 5), (1, 2048, 2), (8, 2048, 2)),
     latency=((24, 384),),
-    huggingface=((32, 32),),
+    huggingface=((8, 8), (32, 32)),
     naive_requests=64,
 )
 
