@@ -6,6 +6,8 @@ The synchronous clients are in test_openai_client, test_responses_client, test_e
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -52,6 +54,7 @@ async def openai_calls(server: RunningServer, http: Any) -> None:
         short = await client.embeddings.create(model=model, input=["hello"], dimensions=8)
         assert len(short.data[0].embedding) == 8
         await responses_calls(client, model)
+        await stored_calls(client, model)
 
 
 async def responses_calls(client: openai.AsyncOpenAI, model: str) -> None:
@@ -81,6 +84,21 @@ async def responses_calls(client: openai.AsyncOpenAI, model: str) -> None:
         await client.responses.retrieve(first.id)
 
 
+async def stored_calls(client: openai.AsyncOpenAI, model: str) -> None:
+    stored = client.chat.completions
+    made = await stored.create(model=model, messages=ASK, store=True, metadata={"a": "b"}, **FEW)
+    stream = await stored.create(model=model, messages=ASK, store=True, stream=True, **FEW)
+    streamed = {chunk.id async for chunk in stream}
+    assert await stored.retrieve(made.id) == made
+    assert [one.id async for one in stored.list(limit=1)] == [made.id, *streamed]
+    assert [one.id async for one in stored.list(metadata={"a": "b"})] == [made.id]
+    assert [one.content async for one in stored.messages.list(made.id)] == ["hello"]
+    assert (await stored.update(made.id, metadata={"c": "d"})).metadata == {"c": "d"}
+    await stored.delete(made.id)
+    with pytest.raises(openai.NotFoundError):
+        await stored.retrieve(made.id)
+
+
 async def anthropic_calls(server: RunningServer, http: Any) -> None:
     async with anthropic.AsyncAnthropic(
         base_url=server.url, api_key="none", http_client=http, max_retries=0
@@ -99,7 +117,10 @@ async def anthropic_calls(server: RunningServer, http: Any) -> None:
         assert counted.input_tokens == whole.usage.input_tokens + read
 
 
-async def test_every_route_is_walked(server: RunningServer) -> None:
+async def test_every_route_is_walked(
+    start_one: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    server = start_one(gateway={"data_dir": str(tmp_path / "data")})
     seen: set[tuple[str, str]] = set()
 
     async def note(request: Any) -> None:

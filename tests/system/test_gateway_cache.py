@@ -113,11 +113,12 @@ FLIPS: dict[str, Any] = {
     "service_tier": "auto", "structured_outputs": {"regex": "[a-z ]*"}, "parallel_tool_calls": False,
     "chat_template_kwargs": {"enable_thinking": True}, "prompt": "flip?", "echo": True, "best_of": None, "suffix": None,
     "finish_in_time": True, "prompt_cache_key": "k", "reasoning_effort": "low",
+    "store": False, "metadata": {"a": "b"},
 }  # fmt: skip
 # What does not shape the answer, only its delivery; each with its reason in the code that leaves it out.
 HARMLESS = {
     "model", "stream", "stream_options", "user", "priority", "service_tier", "return_token_ids", "best_of", "suffix",
-    "prompt_cache_key",
+    "prompt_cache_key", "store", "metadata",
 }  # fmt: skip
 
 

@@ -42,6 +42,11 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def test_route_table_is_what_we_think() -> None:
     assert {(method, path) for method, path, _ in ROUTES} == {
         ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/chat/completions"),
+        ("GET", "/v1/chat/completions/{completion_id}"),
+        ("POST", "/v1/chat/completions/{completion_id}"),
+        ("DELETE", "/v1/chat/completions/{completion_id}"),
+        ("GET", "/v1/chat/completions/{completion_id}/messages"),
         ("POST", "/v1/completions"),
         ("POST", "/v1/embeddings"),
         ("POST", "/v1/responses"),

@@ -48,6 +48,13 @@ from nonet.server.openai.responses.stored import (
     list_input_items,
     show_response,
 )
+from nonet.server.openai.stored_chat import (
+    change_chat,
+    delete_chat,
+    list_chat_messages,
+    list_chats,
+    show_chat,
+)
 from nonet.server.openai.tokenize import detokenize, tokenize
 from nonet.server.playground import PAGE_PATHS, PAGE_ROUTES
 from nonet.server.replays import Replays
@@ -60,6 +67,11 @@ logger = logging.getLogger("nonet.server")
 
 ROUTES: tuple[tuple[str, str, Callable[[Call], Awaitable[None]]], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
+    ("GET", "/v1/chat/completions", list_chats),
+    ("GET", "/v1/chat/completions/{completion_id}", show_chat),
+    ("POST", "/v1/chat/completions/{completion_id}", change_chat),
+    ("DELETE", "/v1/chat/completions/{completion_id}", delete_chat),
+    ("GET", "/v1/chat/completions/{completion_id}/messages", list_chat_messages),
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/embeddings", embeddings),
     ("POST", "/v1/messages", create_message),

@@ -10,7 +10,7 @@ from nonet.core.errors import NonetError
 from nonet.server.call import Call
 from nonet.server.generation import ChoiceText, Generation, Usage
 
-__all__ = ["StreamShape", "send_stream", "send_whole"]
+__all__ = ["StreamShape", "extend_choice", "send_stream", "send_whole"]
 
 
 class StreamShape(Protocol):
@@ -81,14 +81,15 @@ async def send_whole(
         choices = [ChoiceText(choice) for choice in range(generation.num_choices)]
         async for pieces in steps:
             for piece in pieces:
-                _extend(choices[piece.choice], piece)
+                extend_choice(choices[piece.choice], piece)
         answer = build(choices)
         if before_end is not None:
             await before_end()
         await call.respond(answer)
 
 
-def _extend(whole: ChoiceText, piece: ChoiceText) -> None:
+def extend_choice(whole: ChoiceText, piece: ChoiceText) -> None:
+    """Add the next piece of a choice to what there is of it."""
     whole.text += piece.text
     whole.token_ids += piece.token_ids
     whole.logprobs += piece.logprobs

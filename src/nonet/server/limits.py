@@ -6,6 +6,8 @@ format. Tests and documentation read both tables.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nonet.core.errors import InvalidRequestError
 from nonet.core.limits import LIMITS, Limit, check
 
@@ -14,6 +16,7 @@ __all__ = [
     "check_choices",
     "check_depth",
     "check_length",
+    "check_metadata",
     "check_text",
     "check_token_ids",
     "maximum",
@@ -102,6 +105,14 @@ def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
         raise InvalidRequestError(
             f"{param} holds token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}", param
         )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise when a client notes more, or longer, than allowed."""
+    check_length("metadata", len(metadata), "metadata")
+    for text in (*metadata, *metadata.values()):
+        check_length("name", len(text), "metadata")
+        check_text(text, "metadata")
 
 
 def check_text(text: str, param: str) -> None:

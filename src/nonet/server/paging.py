@@ -1,13 +1,14 @@
-"""What a client says of the page that it wants of a list."""
+"""What a client says of the page that it wants of a list, and a page as it is told."""
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qs
 
-from nonet.core.errors import InvalidRequestError
+from nonet.core.errors import InvalidRequestError, NotFoundError
 from nonet.server.call import Call
 
-__all__ = ["limit_of", "order_of", "query_of"]
+__all__ = ["cut_page", "limit_of", "listed", "order_of", "query_of"]
 
 
 def query_of(call: Call) -> dict[str, str]:
@@ -32,9 +33,31 @@ def limit_of(query: dict[str, str], *, default: int, most: int) -> int:
     return int(given)
 
 
-def order_of(query: dict[str, str]) -> str:
-    """By time: the newest first unless asked for otherwise."""
-    order = query.get("order", "desc")
+def order_of(query: dict[str, str], default: str = "desc") -> str:
+    """By time: "desc" is the newest first, "asc" the oldest."""
+    order = query.get("order", default)
     if order not in ("asc", "desc"):
         raise InvalidRequestError(f"order is {order[:20]!r}; allowed: asc, desc", "order")
     return order
+
+
+def cut_page(entries: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
+    """Of all entries, those after the one with that id; NotFoundError when there is none."""
+    start = 0
+    if after is not None:
+        start = next((i + 1 for i, entry in enumerate(entries) if entry["id"] == after), -1)
+        if start < 0:
+            raise NotFoundError(f"the list has no entry {after[:100]!r}")
+    page = entries[start : start + limit]
+    return listed(page, has_more=start + limit < len(entries))
+
+
+def listed(page: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """OpenAI's list object."""
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": has_more,
+    }

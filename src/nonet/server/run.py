@@ -53,6 +53,7 @@ from nonet.server.state import ServedModel, ServerState
 from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport
 from nonet.store.batches import BatchStore
+from nonet.store.completions import CompletionStore
 from nonet.store.database import Database
 from nonet.store.files import FileStore
 from nonet.store.responses import response_store
@@ -144,6 +145,8 @@ class Serving:
             state = self._state(tokenizer, template, encoder)
             await state.pipeline.start()
             await state.responses.start()
+            if state.completions is not None:
+                await state.completions.start()
             runner = self._runner(state)
             if runner is not None:
                 await runner.start()
@@ -249,6 +252,7 @@ class Serving:
             batches=BatchStore(database) if database is not None else None,
             ledger=self._site.ledger if self._site.books else None,
             responses=response_store(database),
+            completions=CompletionStore(database) if database is not None else None,
             guard=StreamGuard(self._config.stream_buffer_bytes, SLOW_READER_S, metrics.stream_cut),
             pool=self._pool,
             encoder=encoder,

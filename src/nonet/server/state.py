@@ -20,6 +20,7 @@ from nonet.server.sse import StreamGuard
 from nonet.server.thoughts import ThoughtSupport
 from nonet.server.tools import ToolSupport
 from nonet.store.batches import BatchStore
+from nonet.store.completions import CompletionStore
 from nonet.store.database import Database
 from nonet.store.files import FileStore
 from nonet.store.responses import ResponseStore
@@ -69,7 +70,8 @@ class ServerState:
     encoder: ServedEncoder | None = None  # beside the model
     adapter_dir: str | None = None  # below which adapters may be loaded over HTTP
     responses: ResponseStore  # turns of conversations
-    files: FileStore | None = None  # None without a data_dir
+    completions: CompletionStore | None = None  # None without a data_dir, as the next two
+    files: FileStore | None = None
     batches: BatchStore | None = None
     pool: ThreadPoolExecutor  # one thread: tokenising and templates of long prompts
     is_draining: bool = False

@@ -15,7 +15,8 @@ from typing import Any
 SOURCE = "openai_openapi/openapi_subset.json"
 PROSE = {"description", "example", "examples", "title", "deprecated"}
 ROOTS = (
-    "CreateChatCompletionResponse", "CreateChatCompletionStreamResponse", "CreateCompletionResponse",
+    "ChatCompletionDeleted", "ChatCompletionList", "ChatCompletionMessageList", "CreateChatCompletionResponse",
+    "CreateChatCompletionStreamResponse", "CreateCompletionResponse",
     "Batch", "CreateEmbeddingResponse", "DeleteFileResponse", "ListBatchesResponse", "ListFilesResponse",
     "ListModelsResponse", "OpenAIFile", "Model", "ErrorResponse", "Response", "ResponseItemList",
     "ResponseCompletedEvent", "ResponseContentPartAddedEvent", "ResponseContentPartDoneEvent", "ResponseCreatedEvent",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import time
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ async def create_message_batch(call: Call) -> None:
     finally:
         part.unlink(missing_ok=True)
     record = BatchRecord(
-        batch_id=f"msgbatch_{uuid.uuid4().hex}",
+        batch_id=f"msgbatch_{secrets.token_hex(16)}",
         tenant=call.tenant,
         key_id=call.key.key_id,
         dialect=ANTHROPIC,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from nonet.core.errors import InvalidRequestError, NotFoundError
 from nonet.server.batch.forms import OPENAI, OPENAI_ENDPOINTS
 from nonet.server.call import Call
-from nonet.server.limits import check_length, check_text, maximum
+from nonet.server.limits import check_length, check_metadata, maximum
 from nonet.server.openai.files import expiry_of, stored_files
 from nonet.server.paging import limit_of, query_of
 from nonet.store.batch_records import BatchRecord
@@ -61,7 +61,7 @@ async def create_batch(call: Call) -> None:
     expiry = body.output_expires_after or _Expiry()
     now = int(time.time())
     record = BatchRecord(
-        batch_id=f"batch_{uuid.uuid4().hex}",
+        batch_id=f"batch_{secrets.token_hex(16)}",
         tenant=call.tenant,
         key_id=call.key.key_id,
         dialect=OPENAI,
@@ -117,11 +117,7 @@ def _check(body: _CreateBatch) -> None:
             f"completion_window is {body.completion_window[:20]!r}; give {WINDOW!r}",
             "completion_window",
         )
-    metadata = body.metadata or {}
-    check_length("metadata", len(metadata), "metadata")
-    for text in (*metadata, *metadata.values()):
-        check_length("name", len(text), "metadata")
-        check_text(text, "metadata")
+    check_metadata(body.metadata or {})
 
 
 def _asked_id(call: Call) -> str:

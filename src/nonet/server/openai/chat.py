@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from nonet.gateway.answer import CallDelta, Conversation
 from nonet.server.answer_form import answer_form
 from nonet.server.call import Call
 from nonet.server.calls import whole_calls
-from nonet.server.delivery import send_stream, send_whole
+from nonet.server.delivery import StreamShape, send_stream, send_whole
 from nonet.server.generation import ChoiceText, Generation, Usage
 from nonet.server.limits import check_choices, check_depth
 from nonet.server.openai.events import completion_usage, stream_ending, stream_failure
@@ -30,6 +31,7 @@ from nonet.server.openai.sampling import (
     wants_usage,
 )
 from nonet.server.openai.schemas import ChatRequest, SamplingFields
+from nonet.server.openai.stored_chat import ChatKeeper, check_stored
 from nonet.server.prompts import check_fits, encode_text, render_chat, thinking_kwargs
 from nonet.server.requests import engine_requests
 from nonet.server.shapes import ShapeFields, asked_shape
@@ -38,9 +40,9 @@ from nonet.text.tokenizer import Tokenizer
 
 __all__ = ["chat_completions"]
 
-# In the request's sampling, or only about how the answer is delivered.
+# In the request's sampling, or only about how the answer is delivered and kept.
 SAMPLED = {*SamplingFields.__struct_fields__} - {*ShapeFields.__struct_fields__}
-SAMPLED |= {"messages", "max_completion_tokens", "logprobs", "top_logprobs"}
+SAMPLED |= {"messages", "max_completion_tokens", "logprobs", "top_logprobs", "store", "metadata"}
 
 
 async def chat_completions(call: Call) -> None:
@@ -49,6 +51,7 @@ async def chat_completions(call: Call) -> None:
     body = await call.json(ChatRequest)
     model = call.choose_model(body.model)
     check_common(body)
+    check_stored(call, body)
     check_choices(1, 1 if body.n is None else body.n)
     params = sampling_params(
         body, model, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body)
@@ -68,7 +71,7 @@ async def chat_completions(call: Call) -> None:
     )
     prompt_ids = await encode_text(call.state, text, "messages", add_special=False)
     check_fits(model, prompt_ids, params.max_tokens, "messages")
-    name = f"chatcmpl-{uuid.uuid4().hex}"
+    name = f"chatcmpl-{secrets.token_hex(16)}"
     requests = engine_requests(call, name, [prompt_ids], params, terms_of(body))
     generation = Generation(
         call,
@@ -77,15 +80,26 @@ async def chat_completions(call: Call) -> None:
         conversation=Conversation(messages=messages, settings=_settings(body)),
         reader=form.reader(name, params.n, text),
     )
-    if body.stream:
-        shape = _ChatChunks(call, body, name, prompt_ids, generation.num_choices)
-        await send_stream(call, generation, shape)
+    await _send(_Head(call, body, name, prompt_ids), generation)
+
+
+async def _send(head: _Head, generation: Generation) -> None:
+    """As a stream or whole; kept before its end is told where the body says so."""
+    call, body = head.call, head.body
+
+    def whole(choices: Sequence[ChoiceText]) -> dict[str, Any]:
+        return _whole(head, generation.usage, choices)
+
+    keeper = ChatKeeper(call, body, generation.num_choices, whole) if body.store else None
+    keep = keeper.keep if keeper is not None else None
+    if not body.stream:
+        build = keeper.whole if keeper is not None else whole
+        await send_whole(call, generation, build, before_end=keep)
         return
-    await send_whole(
-        call,
-        generation,
-        lambda choices: _whole(call, body, name, prompt_ids, generation, choices),
-    )
+    shape: StreamShape = _ChatChunks(head, generation.num_choices)
+    if keeper is not None:
+        shape = keeper.gathering(shape)
+    await send_stream(call, generation, shape, before_end=keep)
 
 
 def _settings(body: ChatRequest) -> dict[str, Any]:
@@ -95,12 +109,12 @@ def _settings(body: ChatRequest) -> dict[str, Any]:
 
 
 def _max_tokens(body: ChatRequest) -> int | None:
-    for field, value in (
+    for name, value in (
         ("max_completion_tokens", body.max_completion_tokens),
         ("max_tokens", body.max_tokens),
     ):
         if value is not None:
-            check("max_tokens", value, param=field)
+            check("max_tokens", value, param=name)
             return value
     return None
 
@@ -115,20 +129,30 @@ def _num_logprobs(body: ChatRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _whole(
-    call: Call,
-    body: ChatRequest,
-    name: str,
-    prompt_ids: list[int],
-    generation: Generation,
-    choices: Sequence[ChoiceText],
-) -> dict[str, Any]:
-    tokenizer = call.state.tokenizer
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What is known of an answer before its first token."""
+
+    call: Call
+    body: ChatRequest
+    name: str
+    prompt_ids: list[int]
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    def told(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.name,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.call.model.name,
+            **tier_field(self.body),
+        }
+
+
+def _whole(head: _Head, usage: Usage, choices: Sequence[ChoiceText]) -> dict[str, Any]:
+    tokenizer, body = head.call.state.tokenizer, head.body
     answer: dict[str, Any] = {
-        "id": name,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": call.model.name,
+        **head.told("chat.completion"),
         "choices": [
             {
                 "index": choice.choice,
@@ -140,13 +164,12 @@ def _whole(
             }
             for choice in choices
         ],
-        "usage": completion_usage(generation.usage),
-        **tier_field(body),
+        "usage": completion_usage(usage),
     }
     if body.prompt_logprobs is not None:
         answer["prompt_logprobs"] = prompt_logprobs(tokenizer, choices[0].prompt_logprobs)
     if body.return_token_ids:
-        answer["prompt_token_ids"] = prompt_ids
+        answer["prompt_token_ids"] = head.prompt_ids
     return answer
 
 
@@ -187,21 +210,13 @@ def _finish_reason(choice: ChoiceText) -> str | None:
 class _ChatChunks:
     """Chunks of one chat stream; a plain piece of text is two prepared halves around the quoted text."""
 
-    def __init__(
-        self, call: Call, body: ChatRequest, name: str, prompt_ids: list[int], num_choices: int
-    ) -> None:
-        self._call = call
-        self._tokenizer: Tokenizer = call.state.tokenizer
-        self._body = body
-        self._prompt_ids = prompt_ids
+    def __init__(self, head: _Head, num_choices: int) -> None:
+        self._call = head.call
+        self._tokenizer: Tokenizer = head.call.state.tokenizer
+        self._body = body = head.body
+        self._prompt_ids = head.prompt_ids
         self._num_choices = num_choices
-        self._head: dict[str, Any] = {
-            "id": name,
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": call.model.name,
-            **tier_field(body),
-        }
+        self._head = head.told("chat.completion.chunk")
         self._tail: dict[str, Any] = {"usage": None} if wants_usage(body) else {}
         self._is_plain = not (body.logprobs or body.return_token_ids)
         start = b"data: " + orjson.dumps(self._head)[:-1]

@@ -12,7 +12,7 @@ from nonet.core.errors import InvalidRequestError, NotFoundError, OverloadedErro
 from nonet.server.call import Call
 from nonet.server.limits import check_length
 from nonet.server.multipart import receive_upload
-from nonet.server.paging import limit_of, order_of, query_of
+from nonet.server.paging import limit_of, listed, order_of, query_of
 from nonet.store.files import FileRecord, FileStore, new_file_id
 
 __all__ = [
@@ -66,15 +66,7 @@ async def list_files(call: Call) -> None:
         order=order_of(query),
     )
     page = [_told(record) for record in found[:limit]]
-    await call.respond(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else "",
-            "last_id": page[-1]["id"] if page else "",
-            "has_more": len(found) > limit,
-        }
-    )
+    await call.respond(listed(page, has_more=len(found) > limit))
 
 
 async def show_file(call: Call) -> None:

@@ -95,6 +95,8 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None  # noted beside what is stored
     chat_template_kwargs: dict[str, Any] | None = None
 
 

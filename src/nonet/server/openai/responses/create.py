@@ -18,7 +18,7 @@ from nonet.gateway.answer import Conversation
 from nonet.server.call import Call
 from nonet.server.delivery import send_stream, send_whole
 from nonet.server.generation import ChoiceText, Generation
-from nonet.server.limits import check_length, check_text
+from nonet.server.limits import check_length, check_metadata, check_text
 from nonet.server.openai.logprobs import chat_logprobs
 from nonet.server.openai.responses.answer import ResponseHead
 from nonet.server.openai.responses.output import Logprobs, OutputItems
@@ -123,11 +123,7 @@ def _check(body: ResponsesRequest, fields: SamplingFields) -> None:
     if body.safety_identifier is not None:
         check_length("user", len(body.safety_identifier), "safety_identifier")
         check_text(body.safety_identifier, "safety_identifier")
-    metadata = body.metadata or {}
-    check_length("metadata", len(metadata), "metadata")
-    for text in (*metadata, *metadata.values()):
-        check_length("name", len(text), "metadata")
-        check_text(text, "metadata")
+    check_metadata(body.metadata or {})
 
 
 def _num_logprobs(body: ResponsesRequest) -> int | None:

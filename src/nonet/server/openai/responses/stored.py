@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import orjson
 
-from nonet.core.errors import InvalidRequestError, NotFoundError
+from nonet.core.errors import InvalidRequestError
 from nonet.server.call import Call
 from nonet.server.limits import check_length, maximum
-from nonet.server.paging import limit_of, order_of, query_of
+from nonet.server.paging import cut_page, limit_of, order_of, query_of
 
 __all__ = ["cancel_response", "delete_response", "list_input_items", "show_response"]
 
@@ -43,23 +41,7 @@ async def list_input_items(call: Call) -> None:
     if order_of(query) == "desc":
         items.reverse()
     limit = limit_of(query, default=DEFAULT_PAGE, most=maximum("page"))
-    await call.respond(_page(items, limit, query.get("after")))
-
-
-def _page(items: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
-    start = 0
-    if after is not None:
-        start = next((i + 1 for i, item in enumerate(items) if item["id"] == after), -1)
-        if start < 0:
-            raise NotFoundError(f"the response has no input item {after[:100]!r}")
-    page = items[start : start + limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else "",
-        "last_id": page[-1]["id"] if page else "",
-        "has_more": start + limit < len(items),
-    }
+    await call.respond(cut_page(items, limit, query.get("after")))
 
 
 def _asked_id(call: Call) -> str:
