@@ -64,7 +64,7 @@ def random_setup(random: Random) -> Setup:
         num_drafts=random.choice([0, 0, 3]),
         lookahead=random.choice([0, 3]),
         max_drafts=random.choice([100, 100, 2]),
-        needs_host_tokens=random.random() < 0.3,
+        waits_up_to=random.choice([0, 0, 2, 100]),
         error_tokens=frozenset({3}) if random.random() < 0.1 else frozenset(),
     )
     setup = replace(setup, max_leased=setup.num_blocks // 4)

@@ -47,6 +47,7 @@ class _Known:
     cache_salt: str
     next_start: int | None = None  # where its next row must begin; None before the first
     kept: list[int] = field(default_factory=list)  # positions that compaction left, if it did
+    proposed: tuple[int, tuple[int, ...]] = (0, ())  # tokens known at its last drafts, and these
 
     @property
     def pruned_at(self) -> int:
@@ -91,6 +92,8 @@ class FakeRunner:
         self.seeds: dict[int, int] = {}
         self.max_len = 2**31  # tokens of a sequence
         self.num_accepted = 0
+        self.num_verified = 0  # rows with drafts
+        self.num_run_ahead = 0  # rows of sequences whose newest token no result had brought yet
         self.num_compacted = 0
         self.num_reused = 0  # blocks that a compaction overwrote
         self.last_step_id = -1
@@ -111,6 +114,8 @@ class FakeRunner:
             assert 0 <= update.start <= len(table), "a hole in a block table"
             table[update.start : update.start + len(update.block_ids)] = update.block_ids
             assert len(table) <= self.max_blocks, "a table is longer than the longest sequence"
+        unread = {row.seq_id for result, _ in self.flying for row in result.rows if row.token_ids}
+        self.num_run_ahead += sum(row.seq_id in unread for row in plan.rows)
         used: list[tuple[int, set[int]]] = []
         for row in plan.rows:
             self._write(row)
@@ -156,6 +161,11 @@ class FakeRunner:
         reaches_end = stop == len(seq.token_ids)
         assert row.num_samples == (1 + len(row.drafts) if reaches_end else 0)
         assert reaches_end or not row.drafts
+        if row.drafts:
+            known, drafts = seq.proposed
+            assert known == stop, "drafts follow an earlier token than the last"
+            assert row.drafts == drafts[: len(row.drafts)], "these drafts were not proposed"
+            self.num_verified += 1
         self._check_compaction(seq, row, stop)
         tokens = seq.token_ids + list(row.drafts)
         size = self.kv.block_size
@@ -291,6 +301,7 @@ class FakeRunner:
         for i in range(self.num_drafts):
             token = self._next(seq, drafts)
             drafts.append(token if i < num_right else (token + 1) % VOCAB)
+        seq.proposed = (len(seq.token_ids), tuple(drafts))
         return tuple(drafts)
 
     def _look_ahead(self, seq: _Known) -> None:

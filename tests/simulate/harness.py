@@ -38,7 +38,7 @@ class Setup:
     num_drafts: int = 0
     lookahead: int = 0
     max_drafts: int = 100
-    needs_host_tokens: bool = False
+    waits_up_to: int = 0  # sequences, for whose drafts plans wait
     error_tokens: frozenset[int] = frozenset()
     compaction: CompactionRule | None = None
 
@@ -83,7 +83,6 @@ class Simulation:
             chunked_prefill=setup.chunked,
             max_waiting=setup.max_waiting,
             max_model_len=setup.max_model_len,
-            needs_host_tokens=setup.needs_host_tokens,
             reserve_whole=setup.reserve_whole,
             lookahead_tokens=setup.lookahead,
             max_drafts_per_step=setup.max_drafts,
@@ -95,6 +94,7 @@ class Simulation:
             self.clock,
             batching=BATCHINGS.build(setup.batching),
             seed=7,
+            awaits_tokens=lambda num_seqs: num_seqs <= setup.waits_up_to,
         )
         self.runner = FakeRunner(
             self.kv,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from nonet.config.resolved import CacheGroup
@@ -21,6 +22,7 @@ def make_scheduler(
     *,
     prefix_cache: bool = True,
     seed: int = 0,
+    awaits_tokens: Callable[[int], bool] | None = None,
     **limits: Any,
 ) -> tuple[Scheduler, FakeClock]:
     given = {
@@ -29,7 +31,12 @@ def make_scheduler(
     kv = KVCache((CacheGroup((0,), None),), num_blocks, 4, prefix_cache)
     clock = FakeClock()
     scheduler = Scheduler(
-        SchedulerLimits(**{**given, **limits}), kv, POLICIES.build(policy), clock, seed=seed
+        SchedulerLimits(**{**given, **limits}),
+        kv,
+        POLICIES.build(policy),
+        clock,
+        seed=seed,
+        awaits_tokens=awaits_tokens,
     )
     return scheduler, clock
 

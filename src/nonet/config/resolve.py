@@ -77,7 +77,7 @@ def resolve(
         kernels=how.kernels,
         recording=recording,
         deterministic=resolve_determinism(config, how.kernels, why),
-        overlap=_overlap(config, device, why),
+        overlap=_overlap(config, device, speculation, why),
         threads=_threads(config, machine, why),
         block_size=block_size,
         num_blocks=num_blocks,
@@ -156,17 +156,21 @@ def _recording(config: Config, kernels: str, why: dict[str, str]) -> bool:
     return config.runtime.recording
 
 
-def _overlap(config: Config, device: str, why: dict[str, str]) -> bool:
+def _overlap(
+    config: Config, device: str, speculation: Speculation | None, why: dict[str, str]
+) -> bool:
     asked = config.runtime.overlap
     if asked is not None:
         return asked
-    if config.speculation.speculate is not None:
+    if speculation is not None and not speculation.pauses:
         why["overlap"] = "drafts follow the last token read, so there is nothing to plan before it"
         return False
     if device == "cpu":
         why["overlap"] = "on a CPU the host does the device's work"
         return False
     why["overlap"] = "the GPU need not wait for the host between steps"
+    if speculation is not None:
+        why["overlap"] += ", but where drafts are worth it"
     return True
 
 

@@ -43,6 +43,7 @@ class Speculation:
     max_drafts: int  # for one sequence
     lookahead_tokens: int
     second_model: Companion | None = None
+    pauses: bool = False  # it has no drafts for some steps, and says so
 
 
 @dataclass(frozen=True, slots=True)

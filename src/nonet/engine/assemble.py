@@ -47,7 +47,7 @@ from nonet.scheduler.budget import SchedulerLimits
 from nonet.scheduler.policy import POLICIES
 from nonet.scheduler.scheduler import Scheduler
 from nonet.speculate import build_proposer
-from nonet.speculate.base import Proposer, Services
+from nonet.speculate.base import Proposer, Services, no_gap
 from nonet.speculate.cost import measure_cost
 from nonet.text.tokenizer import load_tokenizer
 from nonet.weights.base import WeightSource
@@ -93,7 +93,6 @@ def build_engine(
         max_waiting=resolved.max_waiting,
         max_model_len=resolved.max_model_len,
         reserve_whole=resolved.kv_reservation == "worst_case",
-        needs_host_tokens=ahead is not None,  # drafts are made on the host, after the last token
         lookahead_tokens=ahead.lookahead_tokens if ahead else 0,
         max_drafts_per_step=ahead.max_drafts_per_step if ahead else 1,
     )
@@ -106,6 +105,7 @@ def build_engine(
         batching=BATCHINGS.build(resolved.batching),
         seed=resolved.seed,
         resources=pool,
+        awaits_tokens=device_side.runner.awaits_tokens if ahead else None,
     )
     info = _info(resolved, spec, ops, time.monotonic() - began, device_side.recording is not None)
     parts = EngineParts(
@@ -245,7 +245,10 @@ def _device_side(
         if ahead.second_model is not None:
             second = _second_model(resolved, ahead.second_model, plain, sequences, sampler)
         most = min(buffers.max_rows, resolved.max_tokens_per_step, resolved.max_model_len)
-        proposer.start(_services(proposer, runner, second, most))
+        can_hide = resolved.overlap and resolved.device != "cpu"  # a CPU does both works in turn
+        proposer.start(
+            _services(proposer, runner, second, most, runner.gap.seconds if can_hide else no_gap)
+        )
     return _DeviceSide(runner, recording)
 
 
@@ -261,7 +264,11 @@ def _storage(resolved: Resolved, spec: ModelSpec, ops: Ops) -> KVStorage:
 
 
 def _services(
-    proposer: Proposer, runner: Runner, second: SideModel | None, most_tokens: int
+    proposer: Proposer,
+    runner: Runner,
+    second: SideModel | None,
+    most_tokens: int,
+    gap_s: Callable[[], float],
 ) -> Services:
     """What the proposer needs; steps of up to `most_tokens` tokens are timed."""
     if not proposer.needs.step_costs:
@@ -270,6 +277,7 @@ def _services(
         target_cost=measure_cost(runner.time_step, most_tokens),
         second_cost=measure_cost(second.time_step, second.max_rows) if second else None,
         second_model=second,
+        gap_s=gap_s,
     )
 
 

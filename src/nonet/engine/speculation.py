@@ -49,6 +49,7 @@ def read_speculation(config: Config, model_path: Path) -> Speculation | None:
         max_drafts=needs.max_drafts,
         lookahead_tokens=needs.lookahead_tokens,
         second_model=second,
+        pauses=needs.pauses,
     )
 
 

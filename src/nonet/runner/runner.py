@@ -24,6 +24,7 @@ from nonet.models.decoder import Decoder
 from nonet.runner.batch import StepBuffers
 from nonet.runner.compactor import Compactor
 from nonet.runner.device_clock import DeviceClock
+from nonet.runner.host_gap import HostGap
 from nonet.runner.pooling import Pooler
 from nonet.runner.rehearsal import time_step
 from nonet.runner.sequences import LiveSequence, SequenceTable
@@ -100,12 +101,23 @@ class Runner:
         self.tap: LogitsTap | None = None
         self._pooler = Pooler()
         self.times = RunnerTimes()
+        self.gap = HostGap()
 
     def time_step(self, num_tokens: int) -> float:
         """Seconds of a forward pass of that many tokens, all sampled; before the first request."""
         seconds = time_step(self._logits, self._sequences, num_tokens, self._buffers.device)
         self.times = RunnerTimes()
         return seconds
+
+    def awaits_tokens(self, num_seqs: int) -> bool:
+        """Whether a step that brings tokens to so many sequences should wait until those before are read.
+
+        Drafts are made on the host, after the last token.
+        """
+        proposer = self._proposer
+        return proposer is not None and (
+            not proposer.needs.pauses or proposer.proposes_for(num_seqs)
+        )
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
@@ -122,6 +134,7 @@ class Runner:
             assert self._sampled is not None, "no step before this one sampled anything"
             self._ops.take_sampled(step.token_ids, self._sampled)
         prepared = time.perf_counter()
+        self.gap.ended(prepared, counts=len(plan.rows) > len(plan.new))
         windows = self._compactor.windows(plan) if self._compactor else None
         prompts = _OfPrompts()
         if windows is not None or any(row.prompt_logprobs or row.pools for row in plan.rows):
@@ -141,7 +154,7 @@ class Runner:
         self._show(plan.rows, logits)
         rows = self._sample_rows(plan.rows)
         launched = LaunchedStep(plan, rows, logits, self._drafted(plan.rows), prompts, clock)
-        self._note_unread(plan.rows)
+        self._note_launched(plan.rows)
         if self._num_uncollected and self._sampler.reads_tokens(rows):
             self._unsampled = launched
         else:
@@ -157,6 +170,8 @@ class Runner:
         """Wait for the step; a row's failure is in its result, never an exception."""
         began = time.perf_counter()
         sampled = [] if step.samples is None else self._sampler.read(step.samples, step.rows)
+        if step.samples is not None:
+            self.gap.began(time.perf_counter())
         result = self._results(step.plan, sampled, step.prompts)
         self._num_uncollected -= 1
         if self._unsampled is not None:
@@ -166,7 +181,10 @@ class Runner:
         if self._proposer is not None:
             result = self._propose(self._proposer, step.plan.rows, result)
         self.times.sample_s += sampled_at - began
-        self.times.propose_s += time.perf_counter() - sampled_at
+        proposed_s = time.perf_counter() - sampled_at
+        if self._proposer is not None and self._proposer.needs.model is not None:
+            self.gap.skip(proposed_s)
+        self.times.propose_s += proposed_s
         return result
 
     def _sample(self, step: LaunchedStep) -> None:
@@ -226,12 +244,14 @@ class Runner:
             for draft in range(row.num_samples)
         ]
 
-    def _note_unread(self, rows: Sequence[Row]) -> None:
+    def _note_launched(self, rows: Sequence[Row]) -> None:
         """Where the next step finds the tokens of this one, should it begin before they are read."""
         first = 0
         for row in rows:
+            sequence = self._sequences[row.seq_id]
+            sequence.num_flying += 1
             if row.num_samples == 1:
-                self._sequences[row.seq_id].unread = first
+                sequence.unread = first
             first += row.num_samples
 
     def _drafted(self, rows: Sequence[Row]) -> dict[int, Drafted]:
@@ -253,6 +273,7 @@ class Runner:
         for row in plan.rows:
             mine = sampled[first : first + row.num_samples]
             first += row.num_samples
+            self._sequences[row.seq_id].num_flying -= 1
             results.append(self._row_result(row, mine, prompts))
         return StepResult(step_id=plan.step_id, rows=results)
 
@@ -292,11 +313,16 @@ class Runner:
                 outcomes.append(Outcome(sequence.slot, len(row.drafts), outcome.num_accepted))
             room = min(proposer.needs.max_drafts, _still_wanted(sequence))
             is_sampled = row.num_samples > 0
+            is_late = is_sampled and sequence.num_flying > 0
             contexts.append(
-                Context(row.seq_id, sequence.slot, sequence.token_ids, is_sampled, room)
+                Context(row.seq_id, sequence.slot, sequence.token_ids, is_sampled, room, is_late)
             )
         proposer.observe(outcomes)
-        drafts = dict(zip([c.seq_id for c in contexts], proposer.propose(contexts), strict=True))
+        drafts = {
+            context.seq_id: draft
+            for context, draft in zip(contexts, proposer.propose(contexts), strict=True)
+            if not context.is_late
+        }
         with_drafts: list[RowResult] = []
         for outcome in result.rows:
             draft = drafts.get(outcome.seq_id, NO_DRAFT)

@@ -22,7 +22,8 @@ __all__ = ["LiveSequence", "SequenceTable"]
 class LiveSequence:
     """One sequence; `token_ids` grows with what the sampler brings.
 
-    `unread` is the number, among the samples of the newest step, of a token that is still on the device.
+    `unread` is the number, among the samples of the newest step, of a token that is still on the device. `num_flying`
+    counts the steps with a row of it that were launched and not collected.
     """
 
     slot: int
@@ -31,6 +32,7 @@ class LiveSequence:
     params: SamplingParams
     adapter: int = 0  # slot of its adapter, 0 for none
     unread: int | None = None
+    num_flying: int = 0
     draft: Draft = (
         NO_DRAFT  # proposed after the last step; the next one may verify a beginning of it
     )

@@ -20,7 +20,6 @@ class SchedulerLimits:
     max_waiting: int  # requests none of whose sequences has run
     max_model_len: int  # prompt plus output
     reserve_whole: bool = False  # a sequence takes the blocks of its longest output at its start
-    needs_host_tokens: bool = False  # every row waits until the sequence's last one is read
     lookahead_tokens: int = 0  # slots to reserve past a row's own, where there are blocks to spare
     max_drafts_per_step: int = 1 << 30  # over all sequences
 

@@ -5,6 +5,7 @@ That order keeps prompts from stalling those who already talk; what is left of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nonet.core.step import Compaction, NewSequence, Row
@@ -50,23 +51,26 @@ class Planner:
         policy: Policy,
         batching: Batching,
         roster: Roster,
+        awaits_tokens: Callable[[int], bool] | None = None,
     ) -> None:
         self._limits = limits
         self._kv = kv
         self._policy = policy
         self._batching = batching
         self._roster = roster
+        self._awaits_tokens = awaits_tokens
 
     def fill(self, step_id: int, now: float) -> PlannedStep:
         step = PlannedStep(step_id, now, StepBudget(self._limits))
+        if self._must_wait():
+            return step
         if self._policy.displaces and self._roster.waiting:
             self._displace(step)
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         held: list[Sequence] = []
-        waits = self._limits.needs_host_tokens
         for seq in self._policy.order(self._roster.running.values(), now):
-            if seq.is_compacting or (seq.num_unread and (waits or not _can_run_ahead(seq))):
+            if seq.is_compacting or (seq.num_unread and not _can_run_ahead(seq)):
                 held += [seq] if _goes_on(seq) else []
                 continue
             remaining = len(seq.token_ids) + seq.num_unread - seq.num_planned
@@ -89,6 +93,18 @@ class Planner:
                 self._continue_prefill(step, seq)
         self._admit(step)
         return step
+
+    def _must_wait(self) -> bool:
+        """Whether no step is to be planned before tokens in flight are read, for drafts may follow them.
+
+        Then nobody goes on, so that the batch stays whole: two halves in turn would take twice the steps.
+        """
+        if self._awaits_tokens is None:
+            return False
+        running = [seq for seq in self._roster.running.values() if _goes_on(seq)]
+        if not any(seq.num_unread for seq in running):
+            return False
+        return self._awaits_tokens(sum(seq.num_remaining <= 1 for seq in running))
 
     def _displace(self, step: PlannedStep) -> None:
         """Before rows are given out: let the first newcomer in, at the cost of whom the policy names."""

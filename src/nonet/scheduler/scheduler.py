@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nonet.core.clock import Clock
@@ -80,6 +80,7 @@ class Scheduler:
         batching: Batching | None = None,
         seed: int = 0,
         resources: Resources | None = None,
+        awaits_tokens: Callable[[int], bool] | None = None,
     ) -> None:
         self._limits = limits
         self._kv = kv
@@ -89,7 +90,7 @@ class Scheduler:
         self._resources = resources if resources is not None else Nothing()
         self._roster = Roster(kv, self._resources)
         self._planner = Planner(
-            limits, kv, policy, batching or BATCHINGS.build(USUAL), self._roster
+            limits, kv, policy, batching or BATCHINGS.build(USUAL), self._roster, awaits_tokens
         )
         self._policy = policy
         self._load = Load(

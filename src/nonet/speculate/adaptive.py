@@ -4,6 +4,9 @@ Idea: a step's worth is the tokens it is expected to bring by the time it takes.
 for each sequence, and how long steps of each size take on this machine, measured at start. All candidate tokens are
 taken in the order of their chance to be reached and to stand, as long as that raises tokens per second. Where not even
 a sure draft would pay, as in large batches that are bound by arithmetic, the proposer is not asked at all.
+A step with drafts must wait for the host, which makes them; one without may be planned while another runs. So the
+first takes the device's time and the host's, the second the larger of both, and where drafts do not make up for that
+nothing waits. What is guessed meanwhile comes too late to be used, and shows when waiting would pay again.
 Reference: expected tokens per step as in arXiv 2211.17192, section 3.3; goodput as the measure as in TurboSpec
 (arXiv 2406.14066).
 Cost: microseconds a step; about a second at start to time steps of a dozen sizes.
@@ -18,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from nonet.core.errors import ConfigError
 from nonet.core.step import NewSequence
-from nonet.speculate.base import Context, Draft, Needs, Outcome, Proposer, Services
+from nonet.speculate.base import Context, Draft, Needs, Outcome, Proposer, Services, no_gap
 from nonet.speculate.cost import StepCost
 
 __all__ = ["AdaptiveLength", "AdaptiveProposer"]
@@ -46,18 +49,21 @@ class AdaptiveLength:
         return AdaptiveProposer(self._config, inner)
 
 
-class AdaptiveProposer:
+class AdaptiveProposer(Proposer):
     """A proposer that asks another one for less, and hands on less."""
 
     def __init__(self, config: AdaptiveLength.Config, inner: Proposer) -> None:
         self._config = config
         self._inner = inner
-        self._needs = replace(inner.needs, step_costs=True)
+        self._needs = replace(inner.needs, step_costs=True, pauses=True)
         self._rates: dict[int, _Rate] = {}
         self._usual = _Rate(*PRIOR)
         self._target: StepCost | None = None
         self._second: StepCost | None = None  # None where proposals are free
         self._seconds: list[float] = []  # of the target's steps, by their number of tokens
+        self._gap_now_s = no_gap
+        self._gap_s = 0.0  # what steps with drafts take besides the device's time
+        self._pays = True  # the last step's guesses, made in time or not, were worth a wait
         self._best: dict[int, bool] = {}  # number of sequences -> whether sure drafts would pay
         self._idle_steps = 0
         self._num_probes = 0
@@ -69,6 +75,7 @@ class AdaptiveProposer:
     def start(self, services: Services) -> None:
         assert services.target_cost is not None, "step costs were asked for"
         self._target, self._second = services.target_cost, services.second_cost
+        self._gap_now_s = services.gap_s
         self._seconds = [services.target_cost(size) for size in range(TABLED)]
         self._inner.start(services)
 
@@ -88,14 +95,25 @@ class AdaptiveProposer:
         self._inner.observe(outcomes)
 
     def propose(self, contexts: Sequence[Context]) -> list[Draft]:
+        self._look_at_gap()
         sampled = [context for context in contexts if context.is_sampled]
         depth = self._depth(sampled)
-        is_probe = not depth and self._should_probe(len(sampled))
+        is_probe = not depth and self._should_probe(sampled)
         drafts = self._inner.propose(_with_room(contexts, 1 if is_probe else depth))
-        return drafts if is_probe else self._cut(contexts, drafts, len(sampled), depth)
+        if not is_probe:
+            drafts = self._cut(contexts, drafts, len(sampled), depth)
+        if sampled:
+            is_free = self._second is None
+            self._pays = any(d.token_ids for d in drafts) if is_free else is_probe or depth > 0
+        return drafts
+
+    def proposes_for(self, num_seqs: int) -> bool:
+        self._look_at_gap()
+        return (self._pays or not self._gap_s) and self._could_pay(num_seqs)
 
     def largest_batch(self) -> int:
         """Most sequences in a step for which sure drafts would pay; for people."""
+        self._look_at_gap()
         return max((size for size in range(1, TABLED) if self._could_pay(size)), default=0)
 
     def _depth(self, sampled: Sequence[Context]) -> int:
@@ -109,37 +127,38 @@ class AdaptiveProposer:
             return self._needs.max_drafts  # proposals are free, and are cut afterwards
         rates = [self._rate(context.slot) for context in sampled]
         expected, reached = float(num_seqs), [1.0] * num_seqs
-        best, best_worth = 0, (1 + self._config.gain) * num_seqs / self._step_s(num_seqs)
+        best, best_worth = 0, (1 + self._config.gain) * num_seqs / self._plain_s(num_seqs)
         for depth in range(1, self._needs.max_drafts + 1):
             reached = [chance * rate for chance, rate in zip(reached, rates, strict=True)]
             expected += sum(reached)
-            taken = self._step_s(num_seqs * (1 + depth)) + self._drafting_s(num_seqs, depth)
+            taken = self._drafted_s(num_seqs * (1 + depth)) + self._drafting_s(num_seqs, depth)
             if expected / taken > best_worth:
                 best, best_worth = depth, expected / taken
         if best:
             self._idle_steps = self._num_probes = 0
         return best
 
-    def _should_probe(self, num_seqs: int) -> bool:
+    def _should_probe(self, sampled: Sequence[Context]) -> bool:
         """Whether to draft one token, for its rate may have risen; the pause doubles while it has not."""
-        if self._second is None or not num_seqs or not self._could_pay(num_seqs):
+        if self._second is None or not sampled or not self._could_pay(len(sampled)):
             return False  # free proposals learn from every token
         self._idle_steps += 1
         if self._idle_steps < self._config.probe_every << min(self._num_probes, 4):
             return False
-        self._idle_steps = 0
-        self._num_probes += 1
+        if not all(context.is_late for context in sampled):  # else the next step waits for it
+            self._idle_steps = 0
+            self._num_probes += 1
         return True
 
     def _could_pay(self, num_seqs: int) -> bool:
         """Whether drafts that nearly always stand would raise tokens per second."""
         found = self._best.get(num_seqs)
         if found is None:
-            least = (1 + self._config.gain) * num_seqs / self._step_s(num_seqs)
+            least = (1 + self._config.gain) * num_seqs / self._plain_s(num_seqs)
             found = any(
                 num_seqs
                 * (1 + MOST_LIKELY * depth)
-                / (self._step_s(num_seqs * (1 + depth)) + self._drafting_s(num_seqs, depth))
+                / (self._drafted_s(num_seqs * (1 + depth)) + self._drafting_s(num_seqs, depth))
                 > least
                 for depth in range(1, self._needs.max_drafts + 1)
             )
@@ -164,12 +183,12 @@ class AdaptiveProposer:
         chances.sort()
         spent = self._drafting_s(num_seqs, depth)
         expected = float(num_seqs)
-        taken, worth = 0, expected / (self._step_s(num_seqs) + spent)
+        taken, worth = 0, expected / (self._plain_s(num_seqs) + spent)
         if not spent:
             worth *= 1 + self._config.gain
         for count, (chance, _, _) in enumerate(chances, start=1):
             expected -= chance
-            here = expected / (self._step_s(num_seqs + count) + spent)
+            here = expected / (self._drafted_s(num_seqs + count) + spent)
             if here > worth:
                 taken, worth = count, here
         lengths = [0] * len(drafts)
@@ -182,6 +201,21 @@ class AdaptiveProposer:
         own, usual = self._rates[slot], self._usual
         rate = (own.hits + OWN_WEIGHT * usual.hits / usual.trials) / (own.trials + OWN_WEIGHT)
         return min(rate, MOST_LIKELY)
+
+    def _look_at_gap(self) -> None:
+        """Small changes are passed over, so that what follows from the gap is worked out rarely."""
+        gap_s = self._gap_now_s()
+        if abs(gap_s - self._gap_s) > GAP_CHANGE * self._gap_s:
+            self._gap_s = gap_s
+            self._best.clear()
+
+    def _plain_s(self, num_seqs: int) -> float:
+        """Of a step without drafts, which the next need not wait for."""
+        return max(self._step_s(num_seqs), self._gap_s)
+
+    def _drafted_s(self, num_tokens: int) -> float:
+        """Of a step with drafts, and of the wait for what becomes of them."""
+        return self._step_s(num_tokens) + self._gap_s
 
     def _step_s(self, num_tokens: int) -> float:
         if num_tokens < TABLED:
@@ -196,6 +230,7 @@ class AdaptiveProposer:
 
 TABLED = 513  # steps of fewer tokens are looked up in a table
 MOST_LIKELY = 0.97  # nothing is surer than this
+GAP_CHANGE = 0.1  # share by which the gap must change to count
 SHARED_MEMORY = 0.99  # per step with drafts
 PRIOR = (7.0, 10.0, SHARED_MEMORY)  # hits and trials before anything was seen
 OWN_MEMORY = 0.9

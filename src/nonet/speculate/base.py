@@ -7,7 +7,7 @@ again. Nothing it says can change what is generated, only how fast: guesses are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ __all__ = [
     "SecondModel",
     "SecondRow",
     "Services",
+    "no_gap",
 ]
 
 # Probabilities over the vocabulary, as the sampler made them; only the sampler looks inside.
@@ -44,6 +45,7 @@ class Needs:
     model: str | None = None  # a second model to run beside the target, named as for --model
     weight_format: str = "auto"  # of that model
     step_costs: bool = False  # how long steps of the models take, measured at start
+    pauses: bool = False  # it proposes for some steps only: `proposes_for` is asked each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Context:
 
     `token_ids` are all known tokens, in the runner's own list: read only, and it grows later. `is_sampled` says that
     the step brought the last of them, so that the next step can verify drafts after it. `room` is the most drafts that
-    are of use; 0 asks for nothing, not even for preparation.
+    are of use; 0 asks for nothing, not even for preparation. `is_late` says that the next step did not wait and has the
+    sequence in it already: no draft can be used, and all there is to do is to learn.
     """
 
     seq_id: int
@@ -60,6 +63,7 @@ class Context:
     token_ids: Sequence[int]
     is_sampled: bool
     room: int
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +140,24 @@ class SecondModel(Protocol):
         ...
 
 
+def no_gap() -> float:
+    """Seconds that the device waits for the host where no step runs ahead anyway."""
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the engine provides, as far as `Needs` asked for it."""
+    """What the engine provides, as far as `Needs` asked for it.
+
+    `gap_s` gives, as seen lately, the seconds from a step's results to the next step, in which the device idles where
+    that step waits for drafts and works where it runs ahead; 0 where none can, or before anything was seen. The time
+    of a second model is not in it.
+    """
 
     target_cost: StepCost | None = None
     second_cost: StepCost | None = None
     second_model: SecondModel | None = None
+    gap_s: Callable[[], float] = no_gap
 
 
 class Proposer(Protocol):
@@ -170,3 +185,11 @@ class Proposer(Protocol):
     def propose(self, contexts: Sequence[Context]) -> list[Draft]:
         """One draft per context, in their order, empty where there is none; at most `room` tokens each."""
         ...
+
+    def proposes_for(self, num_seqs: int) -> bool:
+        """Whether drafts may come for a step in which so many sequences get their next token.
+
+        Where none will, the step need not wait until the tokens before it are read. Asked of a proposer whose needs
+        say that it `pauses`; of others it is taken for granted.
+        """
+        return True

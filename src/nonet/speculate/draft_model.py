@@ -27,6 +27,7 @@ from nonet.speculate.base import (
     Guess,
     Needs,
     Outcome,
+    Proposer,
     SecondModel,
     SecondRow,
     Services,
@@ -35,7 +36,7 @@ from nonet.speculate.base import (
 __all__ = ["DraftModel"]
 
 
-class DraftModel:
+class DraftModel(Proposer):
     """Proposes what the second model draws."""
 
     @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class DraftModel:
 
     def propose(self, contexts: Sequence[Context]) -> list[Draft]:
         """A sequence that one pass does not catch up with gets no draft, and is further on in the next step."""
-        rows, ready = self._catch_up([context for context in contexts if context.room])
+        rows, ready = self._catch_up([one for one in contexts if one.room and not one.is_late])
         chains = self._guess(rows, ready)
         return [
             chains[context.slot].draft() if context.slot in chains else NO_DRAFT

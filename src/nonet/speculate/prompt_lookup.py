@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 from nonet.core.errors import ConfigError
 from nonet.core.step import NewSequence
-from nonet.speculate.base import NO_DRAFT, Context, Draft, Needs, Outcome, Services
+from nonet.speculate.base import NO_DRAFT, Context, Draft, Needs, Outcome, Proposer, Services
 
 __all__ = ["EndingIndex", "PromptLookup"]
 
 
-class PromptLookup:
+class PromptLookup(Proposer):
     """Proposes continuations of earlier occurrences; deterministic, so its drafts are certain."""
 
     @dataclass(frozen=True, slots=True)

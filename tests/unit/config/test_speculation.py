@@ -117,3 +117,19 @@ def test_a_gpu_counts_it_too() -> None:
         config, SMOLLM2, CUDA, WEIGHT_FORMATS, model_path="m", speculation=companion()
     )
     assert resolved.memory.second_model_bytes > 0
+
+
+def test_a_gpu_runs_ahead_beside_a_proposer_that_pauses_and_no_other() -> None:
+    def overlap(asked: Speculation | None) -> tuple[bool, str]:
+        config = from_options({"num_blocks": 600, "device": "cuda"})
+        machine = replace(CUDA, has_triton=True)
+        resolved = resolve(
+            config, SMOLLM2, machine, WEIGHT_FORMATS, model_path="m.gguf", speculation=asked
+        )
+        return resolved.overlap, resolved.reasons["overlap"]
+
+    assert overlap(None) == (True, "the GPU need not wait for the host between steps")
+    assert overlap(LOOKUP)[0] is False
+    is_on, reason = overlap(replace(LOOKUP, pauses=True))
+    assert is_on
+    assert reason.endswith("but where drafts are worth it")

@@ -8,7 +8,7 @@ from tests.simulate.scripted import make_scheduler, planned, request, result, sh
 from nonet.core.errors import ConfigError, ContextLengthError, InvalidRequestError, OverloadedError
 from nonet.core.grammar import Grammar
 from nonet.core.request import Request
-from nonet.core.step import RowResult, StepResult
+from nonet.core.step import RowResult, StepPlan, StepResult
 
 
 def test_nothing_to_do_is_no_plan() -> None:
@@ -142,8 +142,8 @@ def test_a_row_may_start_at_a_token_not_yet_read() -> None:
     assert scheduler.stats().blocks_free == 64
 
 
-def test_a_sequence_that_needs_host_tokens_is_left_out_while_in_flight() -> None:
-    scheduler, _ = make_scheduler(needs_host_tokens=True)
+def test_where_drafts_may_follow_a_step_waits_for_the_tokens_before_it() -> None:
+    scheduler, _ = make_scheduler(awaits_tokens=lambda num_seqs: True)
     scheduler.add(request("a", 20))
     first = planned(scheduler)
     second = planned(scheduler)
@@ -152,6 +152,51 @@ def test_a_sequence_that_needs_host_tokens_is_left_out_while_in_flight() -> None
     scheduler.apply(result(first))
     scheduler.apply(result(second))
     assert shape(planned(scheduler)) == [(0, 20, 1, 1)]
+
+
+def test_a_newcomer_waits_with_the_others_so_that_the_batch_stays_whole() -> None:
+    scheduler, _ = make_scheduler(awaits_tokens=lambda num_seqs: True)
+    scheduler.add(request("a", 4))
+    first = planned(scheduler)
+    scheduler.add(request("b", 5))
+    assert scheduler.plan(0.0) is None
+    scheduler.apply(result(first))
+    assert shape(planned(scheduler)) == [(0, 4, 1, 1), (1, 0, 5, 1)]
+
+
+def test_the_question_whether_to_wait_is_asked_each_step() -> None:
+    """With the number of sequences that get a token: two wait, three do not, two beside one that may end wait again."""
+    asked: list[int] = []
+
+    def awaits(num_seqs: int) -> bool:
+        asked.append(num_seqs)
+        return num_seqs <= 2
+
+    scheduler, _ = make_scheduler(awaits_tokens=awaits)
+    scheduler.add(request("a", 3, max_tokens=20))
+    scheduler.add(request("b", 3, max_tokens=5))
+    first = planned(scheduler)
+    assert scheduler.plan(0.0) is None
+    assert asked == [2]
+    scheduler.apply(result(first, drafts=(1, 2)))
+    scheduler.add(request("c", 3, max_tokens=20))
+    second = planned(scheduler)
+    assert drafts_of(second) == {0: (1, 2), 1: (1, 2), 2: ()}
+    ahead = planned(scheduler)
+    assert shape(ahead) == [(2, 3, 1, 1)], "how many drafts in flight will stand is not known"
+    scheduler.apply(result(second, drafts=(8, 9)))
+    whole = planned(scheduler)
+    assert drafts_of(whole) == {0: (8, 9), 1: (8, 9), 2: ()}, "what came too late for c is gone"
+    scheduler.apply(result(ahead, drafts=(8, 9)))
+    assert scheduler.plan(0.0) is None
+    assert asked == [2, 3, 3, 2]
+    scheduler.apply(result(whole, drafts=(8, 9)))
+    assert drafts_of(planned(scheduler)) == {0: (8, 9), 1: (8,), 2: (8, 9)}
+    assert scheduler.check_integrity() == []
+
+
+def drafts_of(plan: StepPlan) -> dict[int, tuple[int, ...]]:
+    return {row.seq_id: row.drafts for row in plan.rows}
 
 
 def test_an_abort_frees_at_once_or_when_the_step_lands() -> None:

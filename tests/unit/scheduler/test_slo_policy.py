@@ -191,11 +191,10 @@ def test_online_streams_do_not_feel_a_backlog_of_batch(seed: int) -> None:
 
 
 def test_batch_leaves_time_to_streams_that_wait_for_their_last_token() -> None:
-    """Where no row can run ahead, a step planned meanwhile has none of the streams, and all of them wait for it."""
+    """Who has drafts in flight cannot run ahead: a step planned meanwhile has none of the streams, and all wait for it."""
     clock = FakeClock()
     limits = SchedulerLimits(
         max_num_seqs=8, max_tokens_per_step=512, chunked_prefill=True, max_waiting=20, max_model_len=4096,
-        needs_host_tokens=True,
     )  # fmt: skip
     kv = KVCache((CacheGroup((0,), None),), 2000, 16, prefix_cache=False)
     scheduler = Scheduler(limits, kv, SloPolicy(TARGETS), clock)
@@ -207,6 +206,9 @@ def test_batch_leaves_time_to_streams_that_wait_for_their_last_token() -> None:
             assert plan is not None
             clock.advance(0.01 + 0.001 * sum(row.num_tokens for row in plan.rows))
             scheduler.apply(one_token_each(plan))
+    plan = scheduler.plan(clock.now())
+    assert plan is not None
+    scheduler.apply(one_token_each(plan, drafts=(5,)))
     clock.advance(60.0)  # no stream is ahead of its deadlines
     flying = scheduler.plan(clock.now())
     assert flying is not None
@@ -343,6 +345,9 @@ def test_a_full_queue_says_when_it_will_have_drained() -> None:
     assert 10.0 <= caught.value.retry_after_s <= 60.0
 
 
-def one_token_each(plan: StepPlan) -> StepResult:
-    rows = [RowResult(seq_id=row.seq_id, token_ids=[1] * row.num_samples) for row in plan.rows]
+def one_token_each(plan: StepPlan, drafts: tuple[int, ...] = ()) -> StepResult:
+    rows = [
+        RowResult(seq_id=row.seq_id, token_ids=[1] * row.num_samples, drafts=drafts)
+        for row in plan.rows
+    ]
     return StepResult(step_id=plan.step_id, rows=rows)

@@ -17,7 +17,12 @@ def sequence(token_ids: Sequence[int] = (1,)) -> NewSequence:
 
 
 def context(
-    known: Sequence[int], *, room: int = 100, slot: int = 0, is_sampled: bool = True
+    known: Sequence[int],
+    *,
+    room: int = 100,
+    slot: int = 0,
+    is_sampled: bool = True,
+    is_late: bool = False,
 ) -> Context:
     """The sequence in `slot`, whose id is 10 more."""
-    return Context(slot + 10, slot, known, is_sampled, room)
+    return Context(slot + 10, slot, known, is_sampled, room, is_late)

@@ -222,6 +222,22 @@ def test_where_there_is_no_room_nothing_runs() -> None:
     assert world.second.passes == 0
 
 
+def test_a_context_that_comes_too_late_is_left_for_later() -> None:
+    """Its next step is under way; the model catches up with all that it missed once a step waits again."""
+    world = World()
+    world.enter(0, [1, 2, 3])
+    world.propose(0, room=1)
+    before = world.second.tokens_run
+    for token in (7, 8, 9):
+        world.second.known[0].append(token)
+        world.reserve(0, len(world.second.known[0]) + TOKENS)
+        late = context(world.second.known[0], is_late=True)
+        assert world.proposer.propose([late])[0].token_ids == ()
+    assert world.second.tokens_run == before
+    assert world.propose(0, room=1) == [world.oracle(0, 1)]
+    assert world.second.tokens_run - before == 3
+
+
 def test_a_broken_guess_ends_the_draft() -> None:
     world = World()
     world.second.broken = True
