@@ -65,7 +65,8 @@ def test_depth_and_drafts_and_chunks_do_not_change_tokens(seed: int) -> None:
     outputs = []
     for changes in (
         {}, {"depth": 1}, {"num_drafts": 3}, {"depth": 1, "num_drafts": 3, "waits_up_to": 100},
-        {"depth": 1, "num_drafts": 3, "waits_up_to": 2}, {"depth": 1, "num_drafts": 3, "lookahead": 3, "waits_up_to": 1},
+        {"depth": 1, "num_drafts": 3, "waits_up_to": 2},
+        {"depth": 1, "num_drafts": 3, "waits_up_to": 1, "lookahead": 3},
         {"num_drafts": 3, "lookahead": 3}, {"num_drafts": 3, "lookahead": 3, "max_drafts": 2},
         {"max_tokens": 200}, {"chunked": False}, {"prefix_cache": False}, {"num_blocks": 100},
         {"max_num_seqs": 1}, {"policy": "priority"},

@@ -100,5 +100,9 @@ def test_each_mutant_is_rejected(mutant: object, monkeypatch: pytest.MonkeyPatch
     assert callable(mutant)
     mutant(monkeypatch)
     with pytest.raises(AssertionError):
-        for case in cases():
-            play(Simulation(case.setup), case)
+        _play_all()
+
+
+def _play_all() -> None:
+    for case in cases():
+        play(Simulation(case.setup), case)

@@ -219,7 +219,7 @@ def test_drafts_that_came_too_late_and_are_handed_on_are_caught(
 def test_it_runs_ahead_until_guesses_are_worth_the_wait(
     folder: Path, alone: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps of 1 s whatever their size, with 3 s of the host between them, and text that repeats itself now and then."""
+    """Steps of 1 s of any size, with 3 s of the host between them, and text that repeats itself now and then."""
     monkeypatch.setattr(assemble, "measure_cost", lambda *_: StepCost((1,), (1.0,)))
     monkeypatch.setattr(assemble, "no_gap", lambda: 3.0)
     prompts = [[number, *range(60, 90)] for number in range(4)]

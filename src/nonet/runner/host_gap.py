@@ -1,4 +1,4 @@
-"""How long the host takes from a step's results to the next step: the device idles then, unless it has a step already."""
+"""How long the host takes from a step's results to the next step: the device idles then, unless it has one already."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_online_streams_do_not_feel_a_backlog_of_batch(seed: int) -> None:
 
 
 def test_batch_leaves_time_to_streams_that_wait_for_their_last_token() -> None:
-    """Who has drafts in flight cannot run ahead: a step planned meanwhile has none of the streams, and all wait for it."""
+    """Who has drafts in flight cannot run ahead: a step planned meanwhile has no stream in it, and all wait for it."""
     clock = FakeClock()
     limits = SchedulerLimits(
         max_num_seqs=8, max_tokens_per_step=512, chunked_prefill=True, max_waiting=20, max_model_len=4096,
