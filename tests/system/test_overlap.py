@@ -11,6 +11,7 @@ import pytest
 
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
+from nonet.engine.engine import Engine
 from nonet.engine.llm import LLM
 from nonet.sampling.sampler import Sampler
 from nonet.sampling.samples import SampleRow
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def served(
     folder: Path, depth: int, kinds: Sequence[SamplingParams] = KINDS, **options: object
-) -> tuple[Tokens, LLM]:
+) -> tuple[Tokens, Engine]:
     """Tokens of ten requests that come one by one while others run."""
     rng = random.Random(2)
     waiting = [
@@ -51,15 +52,16 @@ def served(
     ]
     found: Tokens = {}
     with LLM(str(folder), **{**ROOMY, **options}) as llm:
-        llm.engine.parts = replace(llm.engine.parts, depth=depth)
-        while waiting or llm.engine.has_work:
+        engine = llm.engine
+        engine.parts = replace(engine.parts, depth=depth)
+        while waiting or engine.has_work:
             if waiting:
-                llm.engine.add(waiting.pop())
-            for delta in llm.engine.step():
+                engine.add(waiting.pop())
+            for delta in engine.step():
                 assert delta.error is None
                 found.setdefault(delta.request_id, []).extend(delta.token_ids)
-            llm.engine.check_integrity()
-    return found, llm
+            engine.check_integrity()
+    return found, engine
 
 
 def replace_length(params: SamplingParams) -> SamplingParams:
@@ -70,23 +72,23 @@ def replace_length(params: SamplingParams) -> SamplingParams:
 def test_overlapped_equals_plain(folder: Path) -> None:
     """Also where a token is chosen by what the host has seen: penalties read all tokens so far."""
     plain, _ = served(folder, 0)
-    overlapped, llm = served(folder, 1)
+    overlapped, engine = served(folder, 1)
     assert overlapped == plain
     assert any(len(ids) < OUTPUT for ids in plain.values()), "some ended while their next step ran"
-    assert llm.engine.times.overlapped_steps > 0.9 * llm.engine.times.steps - 2
+    assert engine.times.overlapped_steps > 0.9 * engine.times.steps - 2
 
 
 def test_overlapped_equals_plain_under_preemption(folder: Path) -> None:
     plain, _ = served(folder, 0)
-    overlapped, llm = served(folder, 1, num_blocks=20, max_model_len=120)
+    overlapped, engine = served(folder, 1, num_blocks=20, max_model_len=120)
     assert overlapped == plain
-    assert llm.engine.stats().preemptions > 0
+    assert engine.stats().preemptions > 0
 
 
 def test_every_stream_runs_ahead(folder: Path) -> None:
     """A batch of penalties alone: each step but the first few is planned while another runs."""
-    _, llm = served(folder, 1, KINDS[:1])
-    assert llm.engine.times.overlapped_steps > 0.9 * llm.engine.times.steps - 2
+    _, engine = served(folder, 1, KINDS[:1])
+    assert engine.times.overlapped_steps > 0.9 * engine.times.steps - 2
 
 
 def test_a_sampler_that_does_not_wait_is_caught(
