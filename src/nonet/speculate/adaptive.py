@@ -6,7 +6,8 @@ taken in the order of their chance to be reached and to stand, as long as that r
 a sure draft would pay, as in large batches that are bound by arithmetic, the proposer is not asked at all.
 A step with drafts must wait for the host, which makes them; one without may be planned while another runs. So the
 first takes the device's time and the host's, the second the larger of both, and where drafts do not make up for that
-nothing waits. What is guessed meanwhile comes too late to be used, and shows when waiting would pay again.
+nothing waits. What is guessed meanwhile, every few steps, comes too late to be used and shows when waiting would pay
+again.
 Reference: expected tokens per step as in arXiv 2211.17192, section 3.3; goodput as the measure as in TurboSpec
 (arXiv 2406.14066).
 Cost: microseconds a step; about a second at start to time steps of a dozen sizes.
@@ -21,7 +22,16 @@ from dataclasses import dataclass, replace
 
 from nonet.core.errors import ConfigError
 from nonet.core.step import NewSequence
-from nonet.speculate.base import Context, Draft, Needs, Outcome, Proposer, Services, no_gap
+from nonet.speculate.base import (
+    NO_DRAFT,
+    Context,
+    Draft,
+    Needs,
+    Outcome,
+    Proposer,
+    Services,
+    no_gap,
+)
 from nonet.speculate.cost import StepCost
 
 __all__ = ["AdaptiveLength", "AdaptiveProposer"]
@@ -67,6 +77,8 @@ class AdaptiveProposer(Proposer):
         self._best: dict[int, bool] = {}  # number of sequences -> whether sure drafts would pay
         self._idle_steps = 0
         self._num_probes = 0
+        self._unseen_steps = 0
+        self._num_misses = 0  # guesses in a row that were not worth a wait
 
     @property
     def needs(self) -> Needs:
@@ -97,6 +109,9 @@ class AdaptiveProposer(Proposer):
     def propose(self, contexts: Sequence[Context]) -> list[Draft]:
         self._look_at_gap()
         sampled = [context for context in contexts if context.is_sampled]
+        is_late = bool(sampled) and all(context.is_late for context in sampled)
+        if is_late and not self._should_look(len(sampled)):
+            return [NO_DRAFT] * len(contexts)
         depth = self._depth(sampled)
         is_probe = not depth and self._should_probe(sampled)
         drafts = self._inner.propose(_with_room(contexts, 1 if is_probe else depth))
@@ -105,6 +120,7 @@ class AdaptiveProposer(Proposer):
         if sampled:
             is_free = self._second is None
             self._pays = any(d.token_ids for d in drafts) if is_free else is_probe or depth > 0
+            self._num_misses = 0 if self._pays else self._num_misses + 1
         return drafts
 
     def proposes_for(self, num_seqs: int) -> bool:
@@ -137,6 +153,18 @@ class AdaptiveProposer(Proposer):
         if best:
             self._idle_steps = self._num_probes = 0
         return best
+
+    def _should_look(self, num_seqs: int) -> bool:
+        """Whether to guess although it is too late; ever more rarely while no guess was worth a wait."""
+        if self._second is not None:
+            return True  # nothing is run for it
+        if not self._could_pay(num_seqs):
+            return False
+        self._unseen_steps += 1
+        if self._unseen_steps < 1 << min(self._num_misses, MOST_DOUBLINGS):
+            return False
+        self._unseen_steps = 0
+        return True
 
     def _should_probe(self, sampled: Sequence[Context]) -> bool:
         """Whether to draft one token, for its rate may have risen; the pause doubles while it has not."""
@@ -230,6 +258,7 @@ class AdaptiveProposer(Proposer):
 
 TABLED = 513  # steps of fewer tokens are looked up in a table
 MOST_LIKELY = 0.97  # nothing is surer than this
+MOST_DOUBLINGS = 3  # of the steps between two looks
 GAP_CHANGE = 0.1  # share by which the gap must change to count
 SHARED_MEMORY = 0.99  # per step with drafts
 PRIOR = (7.0, 10.0, SHARED_MEMORY)  # hits and trials before anything was seen

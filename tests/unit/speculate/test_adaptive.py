@@ -169,7 +169,23 @@ def test_guesses_that_come_too_late_show_when_to_wait_again() -> None:
     assert not wrapped.outer.proposes_for(1)
     wrapped.inner.likelihoods = (0.9,) * 4
     wrapped.lengths(is_late=True)
+    wrapped.lengths(is_late=True)
     assert wrapped.outer.proposes_for(1)
+
+
+def test_guesses_that_come_too_late_are_made_ever_more_rarely() -> None:
+    wrapped = Wrapped(Scripted((0.1,) * 4), FLAT, gap_s=1.0)
+    wrapped.lengths()
+    looked = []
+    for step in range(1, 40):
+        wrapped.inner.rooms = []
+        wrapped.lengths(is_late=True)
+        looked += [step] if wrapped.inner.rooms else []
+    assert looked == [2, 6, 14, 22, 30, 38]
+    wrapped.inner.likelihoods = (0.9,) * 4
+    for _ in range(8):
+        wrapped.lengths(is_late=True)
+    assert wrapped.lengths() == [4]
 
 
 def test_small_changes_of_the_gap_are_passed_over() -> None:
