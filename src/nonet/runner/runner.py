@@ -304,6 +304,7 @@ class Runner:
         """The result with drafts for the next step."""
         outcomes: list[Outcome] = []
         contexts: list[Context] = []
+        most = proposer.needs.max_drafts
         for row, outcome in zip(rows, result.rows, strict=True):
             sequence = self._sequences[row.seq_id]
             sequence.draft = NO_DRAFT
@@ -311,7 +312,7 @@ class Runner:
                 continue
             if row.drafts:
                 outcomes.append(Outcome(sequence.slot, len(row.drafts), outcome.num_accepted))
-            room = min(proposer.needs.max_drafts, _still_wanted(sequence))
+            room = min(most, _still_wanted(sequence))
             is_sampled = row.num_samples > 0
             is_late = is_sampled and sequence.num_flying > 0
             contexts.append(
