@@ -254,6 +254,29 @@ def test_nothing_is_loaded_unless_the_operator_says_where(
         assert ask(client, "sql") == place.tokens("one")
 
 
+def test_beside_an_admin_socket_adapters_come_and_go_there_only(
+    place: Place, start_one: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    gateway = {"admin": f"unix:{tmp_path / 'admin.sock'}"}
+    running = start_one(options=place.options, gateway=gateway)
+    transport = httpx.HTTPTransport(uds=str(tmp_path / "admin.sock"))
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=60) as admin:
+        assert admin.get("/adapters").json() == {"object": "list", "data": []}
+        body = {"lora_name": "deep/three", "lora_path": "deep/three"}
+        assert admin.post("/adapters", json=body).status_code == 200
+        assert admin.post("/adapters", json={**body, "lora_path": "../outside"}).status_code == 400
+        (found,) = admin.get("/adapters").json()["data"]
+        assert (found["name"], found["rank"]) == ("deep/three", 8)
+        for answer in (load(running, "sql", "one"), unload(running, "deep/three")):
+            assert answer.status_code == 400
+            assert "on its admin socket only" in answer.json()["error"]["message"]
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+            assert ask(client, "deep/three") == place.tokens("deep/three")
+        assert admin.delete("/adapters/deep/three").status_code == 200
+        assert admin.delete("/adapters/deep/three").status_code == 404
+        assert admin.get("/adapters").json()["data"] == []
+
+
 def test_adapters_survive_the_engine(place: Place, start_one: Callable[..., RunningServer]) -> None:
     running = start_one(options=place.options)
     assert load(running, "sql", "one").status_code == 200

@@ -17,7 +17,7 @@ from tests.system.harness import RunningServer, start_server, wait_until
 from tests.system.test_gateway_ledger import ledger_options
 
 CHAT = "/v1/chat/completions"
-ADMIN_PATHS = ("/keys", "/usage", "/cache", "/cache/purge", "/drain")
+ADMIN_PATHS = ("/keys", "/usage", "/cache", "/cache/purge", "/adapters", "/adapters/a", "/drain")
 
 
 def body(text: str = "x", **fields: Any) -> dict[str, Any]:

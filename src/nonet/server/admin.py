@@ -1,4 +1,4 @@
-"""What an operator does to a running server: keys, usage of all tenants, the cache, draining. Never on the public port.
+"""What an operator does to a running server: keys, usage, caches, adapters, draining. Never on the public port.
 
 It listens on a Unix socket that only its owner may open, or on a loopback port with a key of its own.
 """
@@ -33,6 +33,7 @@ from nonet.server.auth import is_loopback
 from nonet.server.call import Call, Endpoint, header
 from nonet.server.key_store import KeyStore
 from nonet.server.keys import ApiKey, limits_of, unix_time
+from nonet.server.openai.adapters import offer_adapter, withdraw_adapter
 from nonet.server.state import ServerState
 from nonet.server.usage import query, report
 
@@ -73,6 +74,9 @@ def create_admin_app(
         ("GET", "/usage", desk.usage),
         ("GET", "/cache", desk.show_cache),
         ("POST", "/cache/purge", desk.purge),
+        ("GET", "/adapters", desk.list_adapters),
+        ("POST", "/adapters", offer_adapter),
+        ("DELETE", "/adapters/{name:path}", desk.remove_adapter),
         ("POST", "/drain", desk.drain),
     )
     router = Starlette(
@@ -208,6 +212,15 @@ class _Desk:
             "event=purge tenant=%r dry_run=%s entries=%d", body.tenant, body.dry_run, count
         )
         await call.respond({"entries": count, "dry_run": body.dry_run})
+
+    async def list_adapters(self, call: Call) -> None:
+        adapters = self._state.engine.adapters.adapters
+        await call.respond(
+            {"object": "list", "data": [msgspec.to_builtins(adapter) for adapter in adapters]}
+        )
+
+    async def remove_adapter(self, call: Call) -> None:
+        await withdraw_adapter(call, call.scope["path_params"]["name"])
 
     async def drain(self, call: Call) -> None:
         """As the first SIGTERM: what runs may finish, what comes is refused, then the server ends."""

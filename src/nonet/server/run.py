@@ -257,6 +257,7 @@ class Serving:
             pool=self._pool,
             encoder=encoder,
             adapter_dir=resolved.adapters.directory if resolved.adapters else None,
+            has_admin=self._gateway.admin is not None,
         )
 
     def _files(self, database: Database | None) -> FileStore | None:

@@ -1,6 +1,7 @@
 """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, in vLLM's shapes: adapters come and go while serving.
 
-Off unless the operator names a directory: only what really lies below it, links followed, can be loaded.
+Off unless the operator names a directory: only what really lies below it, links followed, can be loaded. A server with
+an admin socket takes adapters there, and on these public routes no longer.
 """
 
 from __future__ import annotations
@@ -13,12 +14,23 @@ from nonet.core.errors import InvalidRequestError, UserError
 from nonet.server.call import Call
 from nonet.server.openai.schemas import LoadAdapterRequest, UnloadAdapterRequest
 
-__all__ = ["load_adapter", "unload_adapter"]
+__all__ = ["load_adapter", "offer_adapter", "unload_adapter", "withdraw_adapter"]
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 async def load_adapter(call: Call) -> None:
+    _check_public(call)
+    await offer_adapter(call)
+
+
+async def unload_adapter(call: Call) -> None:
+    _check_public(call)
+    body = await call.json(UnloadAdapterRequest)
+    await withdraw_adapter(call, body.lora_name)
+
+
+async def offer_adapter(call: Call) -> None:
     """Offer an adapter under a name; the answer comes when it was read and checked."""
     body = await call.json(LoadAdapterRequest)
     state = call.state
@@ -38,12 +50,11 @@ async def load_adapter(call: Call) -> None:
     await _say(call, f"Success: LoRA adapter {body.lora_name!r} added successfully.")
 
 
-async def unload_adapter(call: Call) -> None:
+async def withdraw_adapter(call: Call, name: str) -> None:
     """Take an adapter back. Requests that run or wait with it end as they would have; new ones get 404."""
-    body = await call.json(UnloadAdapterRequest)
     allowed_folder(call.state.adapter_dir, "")
-    await call.state.engine.adapters.unload(body.lora_name)
-    await _say(call, f"Success: LoRA adapter {body.lora_name!r} removed successfully.")
+    await call.state.engine.adapters.unload(name)
+    await _say(call, f"Success: LoRA adapter {name!r} removed successfully.")
 
 
 def allowed_folder(root: str | None, given: str) -> Path:
@@ -65,6 +76,13 @@ def allowed_folder(root: str | None, given: str) -> Path:
     if not folder.is_dir() or not all(path.is_relative_to(top) for path in (folder, *files)):
         raise outside
     return folder
+
+
+def _check_public(call: Call) -> None:
+    if call.state.has_admin:
+        raise InvalidRequestError(
+            "this server takes adapters on its admin socket only; use POST and DELETE /adapters there"
+        )
 
 
 async def _say(call: Call, text: str) -> None:
