@@ -20,6 +20,7 @@ from tests.kernels.native_cases import (
     poisoned_cache,
     run_step,
 )
+from tests.kernels.stored_entries import entries_of
 
 pytestmark = pytest.mark.skipif(not native_available()[0], reason=native_available()[1])
 
@@ -104,7 +105,7 @@ def stored(ops: Ops, case: Case, keys: torch.Tensor) -> tuple[torch.Tensor, torc
     qkv, inputs = past.inputs([(0, len(keys))])
     cache = ops.allocate_cache(case.num_blocks, case.block_size, 1, case.dim, case.format)
     ops.rope_store(qkv, case.layout, no_rotation(case), cache, inputs, None, None, 1e-6)
-    return ops.gather_entries(cache, inputs.slots.long())
+    return entries_of(ops, cache, inputs.slots.long())
 
 
 def every_kind_of_number(count: int, dim: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from tests.kernels.gpu_cases import (
 pytest.importorskip("triton", reason="triton is not installed")
 
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
+from tests.kernels.stored_entries import entries_of
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in INTERPRETER_WARNINGS]
 
@@ -87,7 +88,7 @@ def stored(ops: Ops, name: str, entries: torch.Tensor) -> tuple[torch.Tensor, to
     qkv = torch.cat((entries, entries, -entries), dim=1).to(ops.device)
     cos_sin = torch.cat((torch.ones(tokens, 32), torch.zeros(tokens, 32)), 1).to(ops.device)
     ops.rope_store(qkv, case.layout, cos_sin, cache, inputs, None, None, 1e-6)
-    keys, values = ops.gather_entries(cache, numbers.long())
+    keys, values = entries_of(ops, cache, numbers.long())
     return keys.cpu(), values.cpu()
 
 

@@ -111,10 +111,19 @@ def test_tokens_are_the_oracles(saved: tuple[Path, PreTrainedModel], kernels: st
     assert worst_gap(model, run(folder, kernels=kernels, kv_prune=None), keep) > NEAR_TIE
 
 
+def test_layers_may_be_looked_at_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are where a prompt is long."""
+    together = run(folder, kernels="native")
+    monkeypatch.setattr(compactor, "MOST_NUMBERS", 1)
+    assert run(folder, kernels="native") == together
+
+
 def same_entries_for_all_heads(patch: pytest.MonkeyPatch) -> None:
     right = compactor.best_entries
     patch.setattr(
-        compactor, "best_entries", lambda scores, n: right(scores[:1], n).expand(len(scores), -1)
+        compactor,
+        "best_entries",
+        lambda scores, n: right(scores[:, :1], n).expand(-1, scores.shape[1], -1),
     )
 
 
@@ -322,7 +331,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nonet.kv.prune.base import LayerView, Needs
+from nonet.kv.prune.base import LayersView, Needs
 
 
 class EveryOther:
@@ -333,12 +342,12 @@ class EveryOther:
     def __init__(self, config: Config) -> None:
         self.needs = Needs(budget=config.budget)
 
-    def score(self, view: LayerView) -> torch.Tensor:
-        keys, values = view.read()
-        assert keys.shape == values.shape == (len(view.positions), view.layout.num_kv_heads, 16)
+    def score(self, view: LayersView) -> torch.Tensor:
+        shape = (len(view.layers), view.layout.num_kv_heads, len(view.positions))
+        assert view.read_keys().shape == view.read_values().shape == (*shape, 16)
         back = len(view.positions) - 1 - view.positions
         scores = torch.where(back % 2 == 0, -back, -back - 1000).float()
-        return scores.expand(view.layout.num_kv_heads, -1)
+        return scores.expand(shape)
 '''
 
 

@@ -25,7 +25,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 STRIDED = """
 from dataclasses import dataclass
 import torch
-from nonet.kv.prune.base import LayerView, Needs
+from nonet.kv.prune.base import LayersView, Needs
 
 class Strided:
     @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Strided:
     def needs(self) -> Needs:
         return Needs(budget=self._config.budget)
 
-    def score(self, view: LayerView) -> torch.Tensor:
+    def score(self, view: LayersView) -> torch.Tensor:
         is_kept = view.positions % self._config.stride == 0
-        return is_kept.float().expand(view.layout.num_kv_heads, -1)
+        return is_kept.float().expand(len(view.layers), view.layout.num_kv_heads, -1)
 """
 
 REPEATER = """

@@ -11,7 +11,7 @@ The dtype of a value between two operations belongs to the implementation: a cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -283,19 +283,25 @@ class Ops(Protocol):
         """Zeroed KV memory of one layer; ConfigError for a format that this implementation does not hold."""
         ...
 
-    def gather_entries(
-        self, cache: LayerCache, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [n, K, D] in float32, dequantised, of the entries in `slots` (int64 [n], on the device).
+    def read_keys(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        """Keys [C, K, n * P, D] of whole blocks (int64 [n], on the device) in each of C caches, which are alike.
 
-        A slot is block_id * block_size + offset. Keys are as stored, that is after rotation. New memory, not a view.
+        Numbers are in the dtype in which they are stored, those of a format dequantised to float32. Keys are as stored,
+        that is after rotation. New memory, not a view.
         """
         ...
 
-    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """Entry targets[i] (int64 [n], distinct) of KV head h becomes what entry sources[i, h] (int64 [n, K]) holds.
+    def read_values(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        """As `read_keys`, the values."""
+        ...
 
-        Entries move as they are stored: nothing is rounded again. All sources are read before a target is written.
+    def copy_entries(
+        self, caches: Sequence[LayerCache], sources: torch.Tensor, targets: torch.Tensor
+    ) -> None:
+        """Entry targets[i] (int64 [n], distinct) of KV head h in cache c becomes what entry sources[c, h, i] holds.
+
+        sources is int64 [C, K, n]; an entry is named by its slot, block_id * P + offset. Entries move as they are
+        stored: nothing is rounded again. All sources are read before a target is written.
         """
         ...
 

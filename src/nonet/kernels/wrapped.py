@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -113,13 +113,16 @@ class WrappedOps:
     ) -> LayerCache:
         return self.inner.allocate_cache(num_blocks, block_size, num_kv_heads, head_dim, kv_format)
 
-    def gather_entries(
-        self, cache: LayerCache, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inner.gather_entries(cache, slots)
+    def read_keys(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return self.inner.read_keys(caches, blocks)
 
-    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        self.inner.copy_entries(cache, sources, targets)
+    def read_values(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return self.inner.read_values(caches, blocks)
+
+    def copy_entries(
+        self, caches: Sequence[LayerCache], sources: torch.Tensor, targets: torch.Tensor
+    ) -> None:
+        self.inner.copy_entries(caches, sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape

@@ -149,7 +149,7 @@ class Runner:
             logits = self._forward(shape, step)
         if plan.compactions:
             assert self._compactor is not None, "the plan compacts and nothing here can"
-            self._compactor.run(plan, self._sequences, windows)
+            self._compactor.run(plan, step, windows)
         forwarded = time.perf_counter()
         self._show(plan.rows, logits)
         rows = self._sample_rows(plan.rows)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.kernels.stored_entries import entries_of
 
 from nonet.bench.device.ceilings import Ceilings, Sizes, measure_ceilings
 from nonet.bench.device.kernels import KERNEL_BENCHES, attention, linear, rowwise, sampling
@@ -122,7 +123,7 @@ def test_rivals_compute_the_same() -> None:
     )  # fmt: skip
     slots = problem.inputs[0].block_table[0].long().repeat_interleave(16) * 16
     slots = (slots + torch.arange(len(slots)) % 16)[:length]
-    k, v = here.ops.gather_entries(problem.cache, slots)
+    k, v = entries_of(here.ops, problem.cache, slots)
     theirs = attention._sdpa(attention.BACKENDS["cpu"]["math"])(
         q.view(queries, 4, 8).transpose(0, 1)[None],
         k.transpose(0, 1)[None].contiguous(),

@@ -55,8 +55,7 @@ def stored_entries(cache: LayerCache, dtype: torch.dtype) -> tuple[StoredEntries
     """The keys and the values, in kernels of `dtype`."""
     kv_format = cache.format
     if kv_format is None:
-        keys, values = _numbers(cache)
-        return StoredEntries(keys), StoredEntries(values)
+        return _numbers(cache)
 
     def dequantize(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         return kv_format.dequantize(_plain(kv_format.name, codes), scales)
@@ -76,14 +75,18 @@ def _plain(name: str, codes: torch.Tensor) -> torch.Tensor:
     return torch.where(codes > 127, -magnitudes, magnitudes)
 
 
-def _numbers(cache: LayerCache) -> tuple[EntryView, EntryView]:
+def _numbers(cache: LayerCache) -> tuple[StoredEntries, StoredEntries]:
     blocks, heads, size, dim = cache.keys.shape
     if cache.keys.dtype == torch.float32:
         keys = cache.keys.view(blocks, heads, dim, size).permute(0, 3, 1, 2)
-        return EntryView(keys), EntryView(cache.values.permute(0, 2, 1, 3))
-    keys = cache.keys.view(blocks, heads, dim // 2, size, 2).permute(0, 3, 1, 2, 4)
+        values = cache.values.permute(0, 2, 1, 3)
+        return StoredEntries(EntryView(keys)), StoredEntries(EntryView(values))
+    pairs = cache.keys.view(torch.int32).view(blocks, heads, dim // 2, size).permute(0, 3, 1, 2)
     values = cache.values.view(blocks, heads, size // 2, dim, 2).permute(0, 2, 4, 1, 3)
-    return EntryView(keys), EntryView(values, 2)
+    return (
+        StoredEntries(EntryView(pairs), dtype=cache.keys.dtype),
+        StoredEntries(EntryView(values, 2)),
+    )
 
 
 def _codes(cache: LayerCache, dtype: torch.dtype) -> tuple[EntryView, EntryView]:

@@ -8,12 +8,12 @@ whatever else is in the step, however many threads there are and however a promp
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from nonet.core.errors import ConfigError
-from nonet.kernels.entries import copy_all
+from nonet.kernels.entries import copy_all, read_all
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.inputs import Inputs
 from nonet.kernels.kv_format import KVFormat
@@ -280,14 +280,16 @@ class NativeOps:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
         return allocate_cache(self._pages, self.dtype, shape, kv_format)
 
-    def gather_entries(
-        self, cache: LayerCache, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = (stored.read(slots) for stored in stored_entries(cache, self.dtype))
-        return keys, values
+    def read_keys(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return read_all([stored_entries(cache, self.dtype)[0] for cache in caches], blocks)
 
-    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(stored_entries(cache, self.dtype), sources, targets)
+    def read_values(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return read_all([stored_entries(cache, self.dtype)[1] for cache in caches], blocks)
+
+    def copy_entries(
+        self, caches: Sequence[LayerCache], sources: torch.Tensor, targets: torch.Tensor
+    ) -> None:
+        copy_all([stored_entries(cache, self.dtype) for cache in caches], sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape

@@ -147,7 +147,7 @@ class PaddedOps(ReferenceOps):
             return keys, values
         offsets = torch.arange(cache.block_size, device=tables.device)
         slots = (tables[:, :, None] * cache.block_size + offsets).flatten()
-        read, written = self.gather_entries(cache, slots)
+        read, written = self.gathered(cache, slots)
         length = width * cache.block_size
         return (
             read.view(seqs, length, *read.shape[1:]).to(dtype),

@@ -5,7 +5,7 @@ Values between operations have the dtype of the weights; norms, rotation and sof
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from nonet.kernels.entries import EntryView, StoredEntries, copy_all
+from nonet.kernels.entries import EntryView, StoredEntries, copy_all, read_all
 from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.inputs import InputRounding, rounding_of
@@ -182,7 +182,7 @@ class ReferenceOps:
                 _without_freed(entries, slots, cache.block_size).repeat_interleave(
                     heads // kv_heads, dim=1
                 )
-                for entries in self.gather_entries(cache, slots)
+                for entries in self.gathered(cache, slots)
             )
             queries = q[first:last].view(-1, heads, dim).float()
             scores = torch.einsum("qhd,khd->hqk", queries, k) * scale
@@ -216,14 +216,16 @@ class ReferenceOps:
             keys, torch.zeros_like(keys), block_size, kv_format, scales, torch.zeros_like(scales)
         )
 
-    def gather_entries(
-        self, cache: LayerCache, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = (stored.read(slots) for stored in self.stored(cache))
-        return keys, values
+    def read_keys(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return read_all([self.stored(cache)[0] for cache in caches], blocks)
 
-    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(self.stored(cache), sources, targets)
+    def read_values(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return read_all([self.stored(cache)[1] for cache in caches], blocks)
+
+    def copy_entries(
+        self, caches: Sequence[LayerCache], sources: torch.Tensor, targets: torch.Tensor
+    ) -> None:
+        copy_all([self.stored(cache) for cache in caches], sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape
@@ -237,6 +239,11 @@ class ReferenceOps:
         """Where entries go (int64), and which rows of the step those are; None for all of them."""
         kept = slots >= 0
         return slots[kept].long(), kept
+
+    def gathered(self, cache: LayerCache, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values float32 [n, K, D] of the entries in `slots` (int64 [n])."""
+        keys, values = (stored.read(slots) for stored in self.stored(cache))
+        return keys, values
 
     def stored(self, cache: LayerCache) -> tuple[StoredEntries, StoredEntries]:
         """The keys and the values, as this implementation lays them out."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from nonet.core.errors import ConfigError
-from nonet.kernels.entries import copy_all
+from nonet.kernels.entries import copy_all, read_all
 from nonet.kernels.float8 import Float8Tensor
 from nonet.kernels.groupwise import GroupwiseTensor
 from nonet.kernels.kv_format import KVFormat
@@ -306,14 +306,16 @@ class TritonOps:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
         return allocate_cache(shape, self.dtype, self.device, kv_format)
 
-    def gather_entries(
-        self, cache: LayerCache, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = (stored.read(slots) for stored in stored_entries(cache))
-        return keys, values
+    def read_keys(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return read_all([stored_entries(cache)[0] for cache in caches], blocks)
 
-    def copy_entries(self, cache: LayerCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        copy_all(stored_entries(cache), sources, targets)
+    def read_values(self, caches: Sequence[LayerCache], blocks: torch.Tensor) -> torch.Tensor:
+        return read_all([stored_entries(cache)[1] for cache in caches], blocks)
+
+    def copy_entries(
+        self, caches: Sequence[LayerCache], sources: torch.Tensor, targets: torch.Tensor
+    ) -> None:
+        copy_all([stored_entries(cache) for cache in caches], sources, targets)
 
     def record(
         self, forward: Callable[[StepShape], torch.Tensor], largest: StepShape

@@ -1,6 +1,7 @@
 """The seam: how much does each entry of a sequence's KV matter?
 
-A pruner is asked once per sequence and layer, when the last token of a prompt longer than its budget has been computed.
+A pruner is asked when the last token of a prompt longer than its budget has been computed, for as many layers at a time
+as fit in little memory.
 It returns scores and nothing else: the engine keeps the best `budget` entries of each KV head in the order they had,
 copies them to other blocks and frees those that held the prompt. Entries keep the rotation of the position they were
 computed at, and later tokens count their positions from the whole prompt. Layers with a sliding window are left alone:
@@ -17,7 +18,7 @@ import torch
 
 from nonet.kernels.ops import QKVLayout
 
-__all__ = ["LayerView", "Needs", "Pruner"]
+__all__ = ["LayersView", "Needs", "Pruner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +30,34 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerView:
-    """One layer's KV of one sequence, to read: L entries, K KV heads of D elements, w queries of H heads.
+class LayersView:
+    """The KV of one sequence in C layers, to read: L entries, K KV heads of D elements, w queries of H heads.
 
-    `read` brings keys and values [L, K, D] in float32, whatever they are stored in; each call copies them.
+    `read_keys` and `read_values` bring [C, K, L, D], as numbers in the dtype of the cache or, where it holds another
+    format, in float32; each call copies them. Products of theirs should be summed in float32.
     """
 
-    layer: int
+    layers: tuple[int, ...]
     layout: QKVLayout
     positions: torch.Tensor  # int64 [L]: of the token that each entry belongs to, rising
-    queries: torch.Tensor  # [w, H, D], rotated: of the last w tokens, whose entries are the last w
+    queries: (
+        torch.Tensor
+    )  # [C, w, H, D], rotated: of the last w tokens, whose entries are the last w
     scale: float  # what q · k is multiplied with before the softmax
     softcap: float | None
-    read: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    read_keys: Callable[[], torch.Tensor]
+    read_values: Callable[[], torch.Tensor]
 
 
 class Pruner(Protocol):
-    """Holds no state between calls."""
+    """Holds no state between calls, and never makes the host wait for the device."""
 
     @property
     def needs(self) -> Needs: ...
 
-    def score(self, view: LayerView) -> torch.Tensor:
-        """float32 [K, L]: the higher, the rather an entry stays; infinite for one that must. Of equals the first stays.
+    def score(self, view: LayersView) -> torch.Tensor:
+        """float32 [C, K, L]: the higher, the rather an entry stays; infinite for one that must. Of equals the first
+        stays.
 
         At most `needs.budget` entries of a head may be infinite.
         """

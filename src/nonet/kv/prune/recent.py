@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from nonet.core.errors import ConfigError
-from nonet.kv.prune.base import LayerView, Needs
+from nonet.kv.prune.base import LayersView, Needs
 
 __all__ = ["RecentOnly"]
 
@@ -46,7 +46,7 @@ class RecentOnly:
     def needs(self) -> Needs:
         return Needs(budget=self._config.budget)
 
-    def score(self, view: LayerView) -> torch.Tensor:
+    def score(self, view: LayersView) -> torch.Tensor:
         scores = view.positions.float()
         scores[: self._config.sinks] = torch.inf
-        return scores.expand(view.layout.num_kv_heads, -1)
+        return scores.expand(len(view.layers), view.layout.num_kv_heads, -1)

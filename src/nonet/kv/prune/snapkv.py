@@ -1,8 +1,8 @@
 """SnapKV: the end of the prompt tells which of its tokens will be read.
 
-Idea: the last `window` queries attend over the whole prompt; what they attend to is what generation will attend to. For
-each query head their softmax weights are summed, averaged over the query heads of a KV head and pooled along the prompt
-(so that neighbours of an important token stay with it); each KV head keeps its own best entries, and the window itself.
+Idea: the last `window` queries attend over the whole prompt; what they attend to is what generation will attend to.
+Their softmax weights are summed over the queries and over the query heads of a KV head, and pooled along the prompt (so
+that neighbours of an important token stay with it); each KV head keeps its own best entries, and the window itself.
 The paper's code repeats keys to every query head and selects per query head, which would undo what grouped heads save.
 Reference: arXiv 2404.14469.
 Cost: once per prompt, `window` rows of attention scores per layer; memory for the whole prompt until then.
@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 
 from nonet.core.errors import ConfigError
-from nonet.kv.prune.base import LayerView, Needs
+from nonet.kv.prune.base import LayersView, Needs
 
 __all__ = ["SnapKV"]
 
 Pool = Literal["avg", "max"]
-MOST_SCORES = 1 << 26  # attention scores held at a time, in float32
+# Attention scores held at a time, in float32: on a CPU what its caches hold, as softmax reads what was just written.
+MOST_SCORES = {"cpu": 1 << 22, "cuda": 1 << 25}
 
 
 class SnapKV:
@@ -62,30 +63,40 @@ class SnapKV:
     def needs(self) -> Needs:
         return Needs(budget=self._config.budget, query_window=self._config.window)
 
-    def score(self, view: LayerView) -> torch.Tensor:
-        config, window = self._config, len(view.queries)
-        weights = window_weights(view)[:, :-window]
+    def score(self, view: LayersView) -> torch.Tensor:
+        config, window = self._config, view.queries.shape[1]
+        weights = window_weights(view)[..., :-window]
         pool = F.avg_pool1d if config.pool == "avg" else F.max_pool1d
-        pooled = pool(weights, config.kernel, stride=1, padding=config.kernel // 2)
-        return F.pad(pooled, (0, window), value=torch.inf)
+        pooled = pool(weights.flatten(0, 1), config.kernel, stride=1, padding=config.kernel // 2)
+        return F.pad(pooled.view_as(weights), (0, window), value=torch.inf)
 
 
-def window_weights(view: LayerView) -> torch.Tensor:
-    """[K, L]: the attention of the window's queries to each entry, summed over them and averaged over query heads."""
+def window_weights(view: LayersView) -> torch.Tensor:
+    """[C, K, L]: the attention of the window's queries to each entry, summed over them and over the query heads."""
     kv_heads, dim = view.layout.num_kv_heads, view.layout.head_dim
-    window, length = len(view.queries), len(view.positions)
-    queries = (view.queries.float() * view.scale).view(window, kv_heads, -1, dim)
-    rows = queries.permute(1, 2, 0, 3).flatten(1, 2)  # [K, group * window, D]
-    keys = view.read()[0].permute(1, 2, 0)  # [K, D, L]
+    layers, window, length = len(view.layers), view.queries.shape[1], len(view.positions)
+    grouped = view.queries.view(layers, window, kv_heads, -1, dim)
+    rows = grouped.permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)  # [C * K, group * window, D]
+    keys = view.read_keys().flatten(0, 1)  # [C * K, L, D]
     unseen = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
     parts: list[torch.Tensor] = []
-    heads_at_once = max(1, MOST_SCORES // (rows.shape[1] * length))
-    for first in range(0, kv_heads, heads_at_once):
+    heads_at_once = max(1, MOST_SCORES[keys.device.type] // (rows.shape[1] * length))
+    for first in range(0, len(rows), heads_at_once):
         some = slice(first, first + heads_at_once)
-        scores = torch.bmm(rows[some], keys[some])
+        scores = _products(rows[some], keys[some], view.scale)
         if view.softcap is not None:
             scores = view.softcap * torch.tanh(scores / view.softcap)
-        by_query = scores.view(len(scores), -1, window, length)
-        by_query[..., -window:].masked_fill_(unseen, -torch.inf)
-        parts.append(scores.softmax(-1).sum(1) / queries.shape[2])
-    return torch.cat(parts)
+        in_window = scores.view(len(scores), -1, window, length)[..., -window:]
+        in_window.masked_fill_(unseen, -torch.inf)
+        parts.append(scores.softmax(-1).sum(1))
+    return torch.cat(parts).view(layers, kv_heads, length)
+
+
+def _products(rows: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
+    """float32 [n, R, L]: scale * q · k of rows [n, R, D] and keys [n, L, D], summed in float32.
+
+    A product of two 16-bit numbers is exact in float32, so a GPU that multiplies them as they are loses nothing.
+    """
+    if keys.is_cuda and keys.dtype == rows.dtype and keys.dtype != torch.float32:
+        return torch.bmm(rows, keys.mT, out_dtype=torch.float32).mul_(scale)
+    return torch.bmm(rows.float() * scale, keys.float().mT)
