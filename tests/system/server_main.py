@@ -14,6 +14,7 @@ from nonet.config.resolved import CacheGroup, MemoryPlan, Resolved
 from nonet.config.schema import Config, GatewayConfig, ServerConfig
 from nonet.core.model_spec import GenerationDefaults, ModelSpec, RopeSpec
 from nonet.engine.prepare import resolve_config
+from nonet.server import protocol
 from nonet.server.run import serve
 from tests.system.fake_engine import EOS_ID, VOCAB_SIZE, FakeConfig
 from tests.system.harness import fake_launch
@@ -43,6 +44,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
     gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
     options: dict[str, str | bool | int | float | list[str]] = {}
+    max_header_s: float | None = None  # instead of the limit that is no option
 
 
 def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
@@ -80,6 +82,8 @@ def fake_resolved(fake: FakeConfig, model_path: str) -> Resolved:
 
 def main(text: str) -> None:
     job = msgspec.json.decode(text, type=Job)
+    if job.max_header_s is not None:
+        protocol.MAX_HEADER_S = job.max_header_s  # type: ignore[assignment]
     if job.options:
         config = dataclasses.replace(
             from_options(job.options), server=job.server, gateway=job.gateway

@@ -29,7 +29,7 @@ from tests.system.batch_cases import (
     waited,
 )
 from tests.system.fake_engine import FakeConfig
-from tests.system.harness import RunningServer, start_server
+from tests.system.harness import PATIENCE_S, RunningServer, start_server
 
 BROKEN_OFF = b'--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\nabc'
 SLOW = {"max_tokens": 3000}  # of steps that take a millisecond: longer than any test
@@ -61,7 +61,7 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 
 def raw(server: RunningServer, method: str, path: str, **fields: Any) -> httpx.Response:
     headers = {"authorization": "Bearer one", **fields.pop("headers", {})}
-    return httpx.request(method, server.url + path, headers=headers, timeout=30, **fields)
+    return httpx.request(method, server.url + path, headers=headers, timeout=PATIENCE_S, **fields)
 
 
 def spent(server: RunningServer, **fields: str) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def test_malformed_forms_leave_nothing(
 
 
 def test_a_file_over_the_limit_is_refused_unread(server: RunningServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     connection.putrequest("POST", "/v1/files")
     for name, value in (
         ("authorization", "Bearer one"),

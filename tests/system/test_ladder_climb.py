@@ -16,6 +16,7 @@ import pytest
 from nonet.bench.ladder.result import Climb
 from nonet.cli.main import run
 from tests.model.families import save
+from tests.system.harness import PATIENCE_S
 from tests.system.tiny_text import write_tokenizer
 
 FLAGS = ["--dummy-weights", "--device", "cpu", "--threads", "1", "--dtype", "float32", "--num-requests", "24",
@@ -148,11 +149,11 @@ def test_a_climb_that_is_told_to_end_leaves_no_server_behind(folder: Path) -> No
             while len(children) < 2:  # the server, and its engine
                 children = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
-            said = process.communicate(timeout=60)[1]
+            said = process.communicate(timeout=PATIENCE_S)[1]
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert f"what was measured is kept in {out}" in said
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert alive == []
     assert len(list((out / "measured").glob("*.json"))) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from nonet.core.limits import LIMITS, Limit
 from nonet.server.limits import HTTP_LIMITS
-from tests.system.harness import RunningServer
+from tests.system.harness import PATIENCE_S, RunningServer
 
 # Fields that a completion request carries as one number.
 NUMBERS = (
@@ -231,5 +231,7 @@ def test_long_request_id_is_replaced(server: RunningServer) -> None:
 def test_body_of_exactly_the_limit(server: RunningServer) -> None:
     most = 8 * 1024 * 1024
     for length, status in ((most, 400), (most + 1, 413)):
-        answer = httpx.post(f"{server.url}/v1/completions", content=b" " * length, timeout=20)
+        answer = httpx.post(
+            f"{server.url}/v1/completions", content=b" " * length, timeout=PATIENCE_S
+        )
         assert answer.status_code == status

@@ -134,6 +134,7 @@ class EngineClient:
         self._is_ready = False
         self._fail_all(EngineDeadError("the server is stopping"))
         await self._drop_link(kill=at_once)
+        self._ended.set()  # for a start that waits; the link has told nobody
 
     def generate(
         self, request: Request, *, idle_s: float | None = None

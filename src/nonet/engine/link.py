@@ -121,10 +121,14 @@ class EngineLink:
             self._process.kill()
 
     async def close(self) -> None:
-        """Ask the engine to end, wait a little, kill it if it did not, and remove the socket."""
+        """Ask the engine to end, wait a little, kill it if it did not, and remove the socket.
+
+        One that does not listen yet, because it loads its model, cannot be asked and has nothing to finish.
+        """
         process = self._process
         if process is not None and process.returncode is None:
-            self.send(Shutdown())
+            if not self.send(Shutdown()):
+                process.kill()
             try:
                 await asyncio.wait_for(process.wait(), SHUTDOWN_GRACE_S)
             except TimeoutError:

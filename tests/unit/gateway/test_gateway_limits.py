@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.gateway_fakes import ScriptedEngine, ask, pipeline, read, site, tiny_tokenizer
+from tests.gateway_fakes import ScriptedEngine, ask, pipeline, read, site
 
 from nonet.core.clock import FakeClock
 from nonet.core.errors import ConfigError, NonetError, RateLimitError
@@ -27,11 +27,6 @@ from nonet.telemetry.prices import PICOS, read_rates
 from nonet.text.tokenizer import Tokenizer
 
 KEY = Caller(tenant="t", key_id="k")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 class Wall:

@@ -22,11 +22,6 @@ from nonet.gateway.site import Site
 from nonet.text.tokenizer import Tokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 class Marking:
     """Appends its letter to a header on the way back."""
 

@@ -121,7 +121,7 @@ async def make(
 
 
 async def ended(place: Place, dialect: str = OPENAI) -> BatchRecord:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (found := await place.store.get("t", dialect, ID)).status not in ENDED:
             await asyncio.sleep(0.01)
         return found
@@ -186,7 +186,7 @@ async def test_dropped_work_is_taken_up(place: Place, database: Database, answer
     await make(place, 30)
 
     async def blocked() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while answers.at_once < 7:
                 await asyncio.sleep(0.01)
 

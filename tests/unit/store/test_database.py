@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,8 +61,7 @@ async def test_a_failing_job_is_undone_alone(database: Database) -> None:
 async def test_waiting_writes_share_a_commit(database: Database) -> None:
     """Each transaction counts one commit up; the pragma below is SQLite's own count of them."""
 
-    def hold_up(_: sqlite3.Connection) -> None:
-        time.sleep(0.05)
+    are_all_there = threading.Event()
 
     async def commits() -> int:
         (number,) = await database.read(lambda c: c.execute("PRAGMA data_version").fetchone())
@@ -75,8 +74,11 @@ async def test_waiting_writes_share_a_commit(database: Database) -> None:
         await database.write(insert(value))
         versions.add(await commits())
 
-    database.submit(hold_up)
-    await asyncio.gather(*[one(value) for value in range(50)])
+    database.submit(lambda _: are_all_there.wait(60))
+    tasks = [asyncio.create_task(one(value)) for value in range(50)]
+    await asyncio.sleep(0)  # each runs up to its wait
+    are_all_there.set()
+    await asyncio.gather(*tasks)
     assert len(await values(database)) == 50
     assert len(versions) <= 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+from tests.oracles import quick_gguf
 from tests.real_models import real_model
 from text_samples import REAL_MODELS, text_samples
 from tokenizers import normalizers, pre_tokenizers
@@ -25,7 +26,8 @@ def reference(model: str):
     from transformers import AutoTokenizer
 
     path = real_model(model)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    with quick_gguf():
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     backend = tokenizer.backend_tokenizer
     if model == "smollm2":
         backend.pre_tokenizer = pre_tokenizers.Sequence(
