@@ -115,7 +115,8 @@ def test_sigterm_lets_running_answers_finish(start_any: StartOne) -> None:
     with httpx.stream(
         "POST", f"{server.url}/v1/completions", json={**LONG, "stream": True}
     ) as held:
-        next(held.iter_raw())
+        pieces = held.iter_raw()  # dropped, it would close the stream
+        next(pieces)
         wait_until(lambda: server.metric("nonet_running_sequences") == 9)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not server.is_ready())
