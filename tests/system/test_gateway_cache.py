@@ -201,6 +201,16 @@ def test_the_official_client_sees_the_headers(server: RunningServer) -> None:
             assert raw.parse().choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize(
+    ("asked", "served"), [(None, "standard"), ("flex", "batch"), ("priority", "interactive")]
+)
+def test_answers_tell_their_class(server: RunningServer, asked: str | None, served: str) -> None:
+    """Asked of the model, from the cache, and by the bytes of the request before."""
+    for _ in range(3):
+        answer = post(server, CHAT, chat(f"class {asked}", service_tier=asked))
+        assert answer.headers["x-nonet-tier"] == served
+
+
 def test_without_layers_nothing_is_said(start_one: Callable[..., RunningServer]) -> None:
     server = start_one()
     answers = [server.post(CHAT, chat("plain")) for _ in range(2)]

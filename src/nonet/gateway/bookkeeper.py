@@ -62,7 +62,6 @@ class Bookkeeper:
         began_s = self._site.clock.now()
         reply = await next(ask)
         outcome = reply.outcome
-        outcome.tier = ask.service_class
         bill = None
         if outcome.total is not None:
             bill = self._bill(ask, outcome, outcome.total)

@@ -47,6 +47,8 @@ class Pipeline:
         self.answer: Next = bottom
         for layer in reversed(self.layers):
             self.answer = partial(layer.handle, next=self.answer)
+        if self.layers:
+            self.answer = partial(_told_tier, next=self.answer)
 
     async def start(self) -> None:
         for layer in self.layers:
@@ -55,6 +57,13 @@ class Pipeline:
     async def close(self) -> None:
         for layer in self.layers:
             await layer.close()
+
+
+async def _told_tier(ask: Ask, next: Next) -> Reply:
+    """Whatever layers there are, the answer says in which class it was served."""
+    reply = await next(ask)
+    reply.outcome.tier = ask.service_class
+    return reply
 
 
 def build_layers(specs: Sequence[str], site: Site) -> list[Layer]:
