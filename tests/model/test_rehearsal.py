@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from nonet.config.resolved import Resolved
+from nonet.core.buckets import buckets
 from nonet.core.model_spec import ModelSpec
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine import assemble
 from nonet.engine.llm import LLM
-from nonet.engine.rehearsal import StandIn
+from nonet.engine.rehearsal import StandIn, steps_for
 from nonet.kernels.ops import StepShape
 from nonet.kernels.reference.ops import ReferenceOps
 from tests.model.families import save
@@ -76,6 +77,28 @@ def test_one_layer_of_each_kind_and_the_model_is_as_without(
     assert spec.num_layers == layers
     assert len(steps) == 4  # what holds more sequences than the engine is left out
     assert {step.max_query_len for step in steps} >= {1, 100}
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 8, 9, 15, 16, 20, 128, 200])
+def test_decodes_are_rehearsed_at_sizes_that_steps_run_at(most: int) -> None:
+    """Also where the engine holds fewer sequences than a usual step of few."""
+    largest = StepShape(512, most, most, 512)
+    steps = steps_for(largest)
+    decodes = [step.num_seqs for step in steps if step == StepShape(*[step.num_seqs] * 3, 1)]
+    assert set(decodes) <= set(buckets(most))
+    assert len(set(decodes)) == len(decodes)
+    assert {1, min(16, most), min(128, most)} == set(decodes)
+    (beside,) = [step for step in steps if step.max_query_len == 2]
+    assert beside.num_seqs == min(16, most)
+    assert beside.num_seqs < beside.num_tokens <= 32
+
+
+def test_no_step_is_larger_than_the_buffers() -> None:
+    assert steps_for(StepShape(40, 2, 2, 40)) == [
+        StepShape(1, 1, 1, 1),
+        StepShape(2, 2, 2, 1),
+        StepShape(16, 2, 2, 2),
+    ]
 
 
 def test_it_needs_the_room_of_the_cache_that_comes_later(

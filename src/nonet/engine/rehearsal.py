@@ -17,21 +17,17 @@ import torch
 
 from nonet.config.groups import cache_groups
 from nonet.config.resolved import Resolved
+from nonet.core.buckets import bucket_of, mixed_tokens_of
 from nonet.core.model_spec import ModelSpec
 from nonet.kernels.ops import Ops, StepShape
 
-__all__ = ["StandIn", "rehearsing"]
+__all__ = ["StandIn", "rehearsing", "steps_for"]
 
 logger = logging.getLogger("nonet.engine")
 
-# A prompt alone, decodes few and many, a prompt's end beside decodes.
-STEPS = (
-    StepShape(100, 1, 1, 100),
-    StepShape(1, 1, 1, 1),
-    StepShape(16, 16, 16, 1),
-    StepShape(128, 128, 128, 1),
-    StepShape(32, 16, 16, 2),
-)
+PROMPT = StepShape(100, 1, 1, 100)
+DECODES = (1, 16, 128)  # one, few and many
+BESIDE = 16  # decodes beside the end of a prompt
 BYTES_WHILE_ROUNDING = 10  # of a weight: as made, as float32, divided by its scale
 
 
@@ -70,16 +66,29 @@ def _rehearse(resolved: Resolved, spec: ModelSpec, make: Make) -> None:
         made = make(resolved, spec)
         assert made.ops.compile_only is not None
         with torch.inference_mode(), made.ops.compile_only():
-            for step in STEPS:
-                if _fits(step, made.largest):
-                    logits = made.forward(step)
-                    if made.ops.sampling is not None:
-                        made.ops.sampling.argmax(logits)
+            for step in steps_for(made.largest):
+                logits = made.forward(step)
+                if made.ops.sampling is not None:
+                    made.ops.sampling.argmax(logits)
         made.ops.close()
     except (
         Exception
     ) as error:  # the first request meets it again, if it is more than a lack of memory
         logger.warning("event=rehearsal_failed error=%r", error)
+
+
+def steps_for(largest: StepShape) -> list[StepShape]:
+    """A prompt alone, decodes and a prompt's end beside decodes, at sizes that the engine's own steps run at.
+
+    >>> [step.num_seqs for step in steps_for(StepShape(512, 12, 12, 512))]
+    [1, 1, 12, 12]
+    """
+    most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
+    sizes = dict.fromkeys(bucket_of(min(size, most), most) for size in DECODES)
+    crowd = min(BESIDE, most)
+    mixed = StepShape(mixed_tokens_of(2 * crowd), crowd, crowd, 2)
+    steps = [PROMPT, *(StepShape(size, size, size, 1) for size in sizes), mixed]
+    return [step for step in steps if _fits(step, largest)]
 
 
 def _fits(step: StepShape, largest: StepShape) -> bool:
