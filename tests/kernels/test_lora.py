@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nonet.kernels.native import NativeOps, NativeRecording, native_available
 from nonet.kernels.ops import LowRankFactors, Ops, StepShape
+from nonet.kernels.padded.ops import PaddedOps
 from nonet.kernels.reference.ops import ReferenceOps
 
 CPU = torch.device("cpu")
@@ -83,7 +86,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool
     return bool(((found.double() - wanted).abs().max() / scale) < LIMIT[dtype])
 
 
-@pytest.fixture(params=["reference", "native"])
+@pytest.fixture(params=["reference", "padded", "native"])
 def implementation(request: pytest.FixtureRequest) -> str:
     if request.param == "native" and not native_available()[0]:
         pytest.skip(native_available()[1])
@@ -91,7 +94,9 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 
 def ops_of(name: str, dtype: torch.dtype, threads: int = 2) -> Ops:
-    return ReferenceOps(dtype, CPU) if name == "reference" else NativeOps(dtype, threads)
+    if name == "native":
+        return NativeOps(dtype, threads)
+    return PaddedOps(dtype, CPU) if name == "padded" else ReferenceOps(dtype, CPU)
 
 
 def add(
@@ -110,13 +115,40 @@ def add(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_equal_the_merged_matrix(implementation: str, case: Case, dtype: torch.dtype) -> None:
     ops, made = ops_of(implementation, dtype), given(case, dtype)
-    kept = dtype if implementation == "reference" else torch.float32
+    kept = torch.float32 if implementation == "native" else dtype
     x, out = made.x.to(kept), made.out.to(kept, copy=True)
     returned = add(ops, out, x, made.factors, made.slots)
     assert returned is out, "the addition is in place"
     assert close(out, merged(made), dtype)
     untouched = made.slots == 0
     assert torch.equal(out[untouched].float(), made.out[untouched])
+
+
+class Asked(TorchDispatchMode):
+    """Operations whose result's size or value the host has to know: none may be in a CUDA graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if str(func.overloadpacket.__name__) in ("_local_scalar_dense", "nonzero", "_unique2"):
+            self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_padded_additions_never_ask_the_device() -> None:
+    """They are captured with the decode step; those of the reference, which could not be, are seen to ask."""
+    made = given(CASES[2], torch.float32)
+    asked = {}
+    for name in ("padded", "reference"):
+        with Asked() as watched:
+            add(ops_of(name, torch.float32), made.out.clone(), made.x, made.factors, made.slots)
+        asked[name] = watched.names
+    assert not asked["padded"]
+    assert asked["reference"]
 
 
 def test_the_comparison_sees_mutants() -> None:
@@ -170,7 +202,7 @@ def test_filler_is_not_read(
     made = given(case, dtype)
     junk = torch.nan if implementation == "native" else 0.0
     factors = filled_up(made, ranks, junk).factors
-    kept = dtype if implementation == "reference" else torch.float32
+    kept = torch.float32 if implementation == "native" else dtype
     ops = ops_of(implementation, dtype)
     found = add(ops, made.out.to(kept, copy=True), made.x.to(kept), factors, made.slots)
     assert close(found, merged(filled_up(made, ranks, 0.0)), dtype)

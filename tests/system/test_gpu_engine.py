@@ -82,7 +82,8 @@ def test_graphs_equal_eager(folder: Path) -> None:
     assert graphs == eager
 
 
-def test_adapted_graphs_equal_eager(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", ["triton", "padded", "flash"])
+def test_adapted_graphs_equal_eager(tmp_path: Path, kernels: str) -> None:
     """Also once an adapter of further layers comes, for which the graphs are captured anew; float32, as above."""
     pytest.importorskip("peft", reason="peft writes the adapters")
     from tests.lora_cases import adapt, config
@@ -101,7 +102,7 @@ def test_adapted_graphs_equal_eager(tmp_path: Path) -> None:
     ]
     answers = []
     for changes in ({}, {"recording": False}, {"device": "cpu", "kernels": "reference"}):
-        options = {"device": "cuda", "kernels": "triton", "dtype": "float32", **ROOMY, **changes}
+        options = {"device": "cuda", "kernels": kernels, "dtype": "float32", **ROOMY, **changes}
         with LLM(str(tmp_path / "base"), lora_modules=modules, **options) as llm:
             answers.append(
                 [

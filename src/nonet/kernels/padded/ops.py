@@ -14,7 +14,14 @@ from itertools import pairwise
 
 import torch
 
-from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout, Recording, StepShape
+from nonet.kernels.ops import (
+    AttentionInputs,
+    LayerCache,
+    LowRankFactors,
+    QKVLayout,
+    Recording,
+    StepShape,
+)
 from nonet.kernels.reference.ops import ReferenceOps
 
 __all__ = ["PaddedOps"]
@@ -33,6 +40,34 @@ class PaddedOps(ReferenceOps):
     def kept_slots(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What goes nowhere is written to the null block, which nobody reads: a graph cannot drop rows."""
         return slots.long().clamp_(min=0), None
+
+    def lora_inner(
+        self, x: torch.Tensor, factors: LowRankFactors, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """[T, P * R]. Every slot multiplies every row, and a row takes what its own made: a graph cannot ask which."""
+        inner = x.new_zeros(len(x), factors.first.shape[1], dtype=torch.float32)
+        for number, first in enumerate(factors.first, start=1):
+            inner = torch.where(_has(slots, number), x.float() @ first.float().T, inner)
+        return inner
+
+    def lora_add(
+        self,
+        out: torch.Tensor,
+        inner: torch.Tensor,
+        factors: LowRankFactors,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `lora_inner`; a row without a slot keeps its bits."""
+        rank = factors.rank
+        for number, second in enumerate(factors.second, start=1):
+            start = 0
+            for part, end in enumerate(factors.ends):
+                here = out[:, start:end]
+                added = inner[:, part * rank : (part + 1) * rank] @ second[:, start:end].float()
+                total = (here.float() + added).to(out.dtype)
+                here.copy_(torch.where(_has(slots, number), total, here))
+                start = end
+        return out
 
     def attention(
         self,
@@ -153,6 +188,11 @@ class PaddedOps(ReferenceOps):
             read.view(seqs, length, *read.shape[1:]).to(dtype),
             written.view(seqs, length, *written.shape[1:]).to(dtype),
         )
+
+
+def _has(slots: torch.Tensor, slot: int) -> torch.Tensor:
+    """Boolean [T, 1]: which tokens have this slot."""
+    return (slots == slot).unsqueeze(1)
 
 
 def _only(inputs: AttentionInputs, seqs: torch.Tensor) -> AttentionInputs:
