@@ -57,6 +57,13 @@ CONFLICTS = (
         "the checkpoint holds 8-bit floats, which the native CPU kernels have not",
         "use kernels auto or reference, or weight_format dense or int8",
     ),
+    Conflict(
+        ("weight_form", "integers_by_group"),
+        ("kernels", "triton"),
+        "weight_format w8a8 with a group gives an output several scales, and the Triton kernels multiply integers "
+        "under one",
+        "use weight_format w8a8 without a group, or kernels auto, padded or flash",
+    ),
     *(
         Conflict(
             ("deterministic", "true"),

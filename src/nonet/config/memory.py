@@ -26,7 +26,10 @@ __all__ = [
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Forms of weights that an implementation of the kernels keeps; any other it makes dense when it loads them.
-KEPT_FORMS = {"native": ("groupwise",), "triton": ("float8", "groupwise")}
+KEPT_FORMS = {
+    "native": ("groupwise", "integers_by_group"),
+    "triton": ("float8", "groupwise"),
+}
 
 # Arrays as large as the float32 logits that sampling holds at its peak: logits, sorted, ids, probabilities.
 LOGIT_COPIES = 4

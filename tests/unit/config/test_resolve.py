@@ -305,7 +305,18 @@ def test_kernels_step_aside_for_a_weight_format() -> None:
     resolved = plan(weight_format="fp8:scale=block")
     assert resolved.kernels == "reference"
     assert resolved.reasons["kernels"] == "the native CPU kernels have no 8-bit floats"
-    assert plan(machine=replace(CUDA, has_triton=True), weight_format="w8a8").kernels == "triton"
+    on_gpu = replace(CUDA, has_triton=True)
+    assert plan(machine=on_gpu, weight_format="w8a8").kernels == "triton"
+    grouped = plan(machine=on_gpu, weight_format="w8a8:group=128")
+    assert grouped.kernels == "reference"
+    assert "gives an output several scales" in grouped.reasons["kernels"]
+    with pytest.raises(
+        ConfigError, match="integers_by_group and kernels triton exclude each other"
+    ):
+        plan(machine=on_gpu, weight_format="w8a8:group=128", kernels="triton")
+    # A group as wide as the widest matrix cuts none.
+    assert plan(machine=on_gpu, weight_format="w8a8:group=1536").kernels == "triton"
+    assert plan(weight_format="w8a8:group=128").kernels == "native"
     assert plan(weight_format="w8a8").kernels == "native"
 
 

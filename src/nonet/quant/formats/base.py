@@ -22,8 +22,9 @@ __all__ = ["Form", "Role", "StoredMatrix", "WeightFormat"]
 
 Role = Literal["linear", "embedding"]  # embedding: the token table and the output head
 
-# What a linear becomes: floats, a GroupwiseTensor or a Float8Tensor.
-Form = Literal["dense", "groupwise", "float8"]
+# What a linear becomes: floats, a GroupwiseTensor or a Float8Tensor. Integers by group: a GroupwiseTensor with several
+# scales for an output, whose inputs become integers too.
+Form = Literal["dense", "groupwise", "integers_by_group", "float8"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ Idea: y[t, n] = s_x[t] * s_w[n] * sum_k q_x[t, k] * q_w[n, k], with s_x = max |x
 s_w = max |w_n| / 127 at load; the integer sums are exact. Reference: LLM.int8() (arXiv 2208.07339) without its
 outlier columns; SmoothQuant (arXiv 2211.10438) calls it per-token, per-channel.
 Cost: half the bytes of bfloat16; a token with outliers loses most. Good for: prefill and large batches on CPUs with
-int8 dot products; a GPU has fp8 for it. Conflicts: with a group, the Triton kernels.
+int8 dot products; a GPU has fp8 for it. Conflicts: with a group, the Triton kernels, in whose place kernels auto takes
+the reference.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class W8A8:
     """Int8 on both sides in every layer; the token table and the output head are rounded on the weights' side only."""
 
     def form_of(self, spec: ModelSpec) -> Form:
-        return "groupwise"
+        is_cut = any(
+            effective_group(inputs, self._group) < inputs for _, inputs in spec.linears.values()
+        )
+        return "integers_by_group" if is_cut else "groupwise"
 
     @dataclass(frozen=True, slots=True)
     class Config:
