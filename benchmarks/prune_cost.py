@@ -58,7 +58,7 @@ class Case:
 
 
 CASES = (
-    Case("8b", length=16384, layers=4, heads=32, kv_heads=8, dim=128),
+    Case("8b", length=16384, layers=2, heads=32, kv_heads=8, dim=128),
     Case("small", length=2048, layers=24, heads=14, kv_heads=2, dim=64),
 )
 
