@@ -15,6 +15,16 @@ from tests.system.harness import RunningServer, StartClient, fake_launch, real_o
 __all__ = ["browser"]  # the fixture
 
 
+@pytest.fixture(scope="package", autouse=True)
+def no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each of httpx's clients, also those within the official ones, would read all certificates there are, which takes
+    it longer than most requests here; all go to this machine, without TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
+        yield
+
+
 @pytest.fixture
 async def start_client() -> AsyncIterator[StartClient]:
     """`await start_client(FakeConfig(...), Supervision(...))`; closed at the end."""

@@ -71,10 +71,17 @@ class RunningServer:
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples, whatever their labels."""
-        lines = self.get("/metrics").text.splitlines()
-        found = [line for line in lines if line.partition("{")[0].partition(" ")[0] == name]
-        assert found, f"no metric {name}"
-        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+        return self.metrics(name)[0]
+
+    def metrics(self, *names: str) -> list[float]:
+        """Several at one moment."""
+        sums: dict[str, float] = {}
+        for line in self.get("/metrics").text.splitlines():
+            name = line.partition("{")[0].partition(" ")[0]
+            if name in names:
+                sums[name] = sums.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+        assert len(sums) == len(names), f"only {sorted(sums)} of {names}"
+        return [sums[name] for name in names]
 
     @property
     def tokens_made(self) -> float:
@@ -86,11 +93,13 @@ class RunningServer:
 
     def is_empty(self) -> bool:
         """No sequence lives in the engine and every block is free."""
-        return (
-            self.metric("nonet_running_sequences") == 0
-            and self.metric("nonet_waiting_requests") == 0
-            and self.metric("nonet_kv_blocks_free") == self.metric("nonet_kv_blocks")
+        running, waiting, free, blocks = self.metrics(
+            "nonet_running_sequences",
+            "nonet_waiting_requests",
+            "nonet_kv_blocks_free",
+            "nonet_kv_blocks",
         )
+        return running == waiting == 0 and free == blocks
 
     def engine_pid(self) -> int:
         children = psutil.Process(self.process.pid).children()
