@@ -40,6 +40,19 @@ def said(text: str) -> list[Any]:
     return [{"role": "user", "content": f"Who or what? SAY-THIS:{text}"}]
 
 
+def one_call(model: str) -> dict[str, Any]:
+    """Asks for the weather by exactly one call."""
+    return {
+        "model": model,
+        "messages": said(CALL % "Weather"),
+        "tools": [openai.pydantic_function_tool(Weather)],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+        **FEW,
+    }
+
+
 @pytest.fixture
 def client(any_server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{any_server.url}/v1", api_key="none", max_retries=0) as made:
@@ -79,15 +92,7 @@ def test_chat_parse(client: openai.OpenAI, model: str) -> None:
 
 
 def test_chat_parse_of_calls(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.parse(
-        model=model,
-        messages=said(CALL % "Weather"),
-        tools=[openai.pydantic_function_tool(Weather)],
-        tool_choice="required",
-        parallel_tool_calls=False,
-        max_tokens=200,
-        **FEW,
-    )
+    answer = client.chat.completions.parse(**one_call(model))
     (call,) = answer.choices[0].message.tool_calls or ()
     assert isinstance(call.function.parsed_arguments, Weather)
     if model == "fake":
@@ -110,15 +115,7 @@ def test_chat_stream(client: openai.OpenAI, model: str) -> None:
 
 
 def test_chat_stream_of_calls(client: openai.OpenAI, model: str) -> None:
-    with client.chat.completions.stream(
-        model=model,
-        messages=said(CALL % "Weather"),
-        tools=[openai.pydantic_function_tool(Weather)],
-        tool_choice="required",
-        parallel_tool_calls=False,
-        max_tokens=200,
-        **FEW,
-    ) as stream:
+    with client.chat.completions.stream(**one_call(model)) as stream:
         events = list(stream)
         final = stream.get_final_completion()
     (done,) = [e for e in events if e.type == "tool_calls.function.arguments.done"]

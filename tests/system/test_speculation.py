@@ -15,7 +15,7 @@ from nonet.engine.llm import LLM
 from tests.data.prompts import PROMPTS
 from tests.model.families import save, save_words
 from tests.real_models import real_model
-from tests.system.test_engine_random import random_request, run_alone, tokens
+from tests.system.random_requests import check_each_alone, random_request
 
 ROOMY = {"dtype": "float32", "num_blocks": 400, "max_num_seqs": 8, "max_model_len": 200}
 CROWDED = {**ROOMY, "num_blocks": 70, "max_tokens_per_step": 24}
@@ -70,20 +70,7 @@ def test_any_mix_gives_each_request_its_own_tokens(
     assert stats.num_draft_tokens > 20
     assert stats.num_accepted_tokens > 0 or (is_model and seed == 1)
     with LLM(str(folder), prefix_cache=False, **ROOMY) as alone:
-        compared = 0
-        for request in requests:
-            mine = results[request.request_id]
-            if mine[-1].finish_reason == "abort":
-                continue
-            expected = run_alone(alone, request)
-            assert tokens(mine) == tokens(expected), request
-            assert mine[-1].finish_reason == expected[-1].finish_reason
-            if request.params.logprobs is not None:
-                assert [one for d in mine for one in d.logprobs or ()] == [
-                    one for d in expected for one in d.logprobs or ()
-                ]
-            compared += 1
-    assert compared > 8
+        assert check_each_alone(alone, requests, results) > 8
 
 
 def test_a_draft_model_that_is_the_target_is_always_right(folder: Path) -> None:

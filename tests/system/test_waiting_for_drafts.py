@@ -23,7 +23,7 @@ from nonet.speculate import DRAFT_LENGTHS
 from nonet.speculate.base import Context, Draft, Needs, Outcome, Proposer, Services
 from nonet.speculate.cost import StepCost
 from tests.model.families import save
-from tests.system.test_engine_random import random_request, run_alone, tokens
+from tests.system.random_requests import check_each_alone, random_request
 from tests.system.tiny_text import write_tokenizer
 
 ROOMY = {"dtype": "float32", "num_blocks": 400, "max_num_seqs": 8, "max_model_len": 200}
@@ -190,20 +190,7 @@ def test_each_request_gets_its_own_tokens(
     if is_model:
         # It is the target: what it guessed wrong would have stood on KV that is missing or of other tokens.
         assert served.num_accepted == served.num_drafted
-    compared = 0
-    for request in requests:
-        mine = served.results[request.request_id]
-        if mine[-1].finish_reason == "abort":
-            continue
-        expected = run_alone(alone, request)
-        assert tokens(mine) == tokens(expected), request
-        assert mine[-1].finish_reason == expected[-1].finish_reason
-        if request.params.logprobs is not None:
-            assert [one for delta in mine for one in delta.logprobs or ()] == [
-                one for delta in expected for one in delta.logprobs or ()
-            ]
-        compared += 1
-    assert compared > 12
+    assert check_each_alone(alone, requests, served.results) > 12
 
 
 def test_drafts_that_came_too_late_and_are_handed_on_are_caught(

@@ -71,9 +71,8 @@ class LLM:
             return
         self._engine.close()
         self._engine = None
-        if (
-            self.resolved.device == "cuda"
-        ):  # a device's memory is not given back by a later collection in time
+        if self.resolved.device == "cuda":
+            # A later collection would be too late for a model that is loaded next.
             gc.collect()
             torch.cuda.empty_cache()
 

@@ -100,11 +100,8 @@ def read_all(stored: Sequence[StoredEntries], blocks: torch.Tensor) -> torch.Ten
 def _blocks_of(views: Sequence[EntryView], blocks: torch.Tensor) -> torch.Tensor:
     """[C, K, n * P, ...]; one operation a cache, which copies what is read once."""
     memory, axes = views[0].memory, views[0].num_offset_axes
-    heads, offsets, parts = (
-        memory.shape[1 + axes],
-        memory.shape[1 : 1 + axes],
-        memory.shape[2 + axes :],
-    )
+    *offsets, heads = memory.shape[1 : 2 + axes]
+    parts = memory.shape[2 + axes :]
     out = memory.new_empty((len(views), heads, len(blocks), *offsets, *parts))
     for view, mine in zip(views, out, strict=True):
         view.read_blocks(blocks, mine)

@@ -45,10 +45,11 @@ class HostGap:
         if counts and self._began_s is not None:
             self._seen.append(now_s - self._began_s)
             self._num_new += 1
-            if self._num_new == RENEWED_EVERY:
-                self._num_new = 0
-                self._median_s = statistics.median(self._seen)
         self._began_s = None
 
     def seconds(self) -> float:
+        """The median is taken here, now and then, for every step keeps its gap and not every engine asks for it."""
+        if self._num_new >= RENEWED_EVERY:
+            self._num_new = 0
+            self._median_s = statistics.median(self._seen)
         return self._median_s

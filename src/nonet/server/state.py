@@ -69,9 +69,7 @@ class ServerState:
     ledger: Ledger | None  # None where no layer books
     encoder: ServedEncoder | None = None  # beside the model
     adapter_dir: str | None = None  # below which adapters may be loaded over HTTP
-    has_admin: bool = (
-        False  # there is an admin socket, and what is an operator's is done there only
-    )
+    has_admin: bool = False  # an admin socket, and what is an operator's is done there only
     responses: ResponseStore  # turns of conversations
     completions: CompletionStore | None = None  # None without a data_dir, as the next two
     files: FileStore | None = None

@@ -1,11 +1,10 @@
 """The seam: how much does each entry of a sequence's KV matter?
 
 A pruner is asked when the last token of a prompt longer than its budget has been computed, for as many layers at a time
-as fit in little memory.
-It returns scores and nothing else: the engine keeps the best `budget` entries of each KV head in the order they had,
-copies them to other blocks and frees those that held the prompt. Entries keep the rotation of the position they were
-computed at, and later tokens count their positions from the whole prompt. Layers with a sliding window are left alone:
-their cache is short already.
+as fit in little memory. It returns scores and nothing else: the engine keeps the best `budget` entries of each KV head
+in the order they had, copies them to other blocks and frees those that held the prompt. Entries keep the rotation of
+the position they were computed at, and later tokens count their positions from the whole prompt. Layers with a sliding
+window are left alone: their cache is short already.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ class LayersView:
     layers: tuple[int, ...]
     layout: QKVLayout
     positions: torch.Tensor  # int64 [L]: of the token that each entry belongs to, rising
-    queries: (
-        torch.Tensor
-    )  # [C, w, H, D], rotated: of the last w tokens, whose entries are the last w
+    queries: torch.Tensor  # [C, w, H, D], rotated: of the last w tokens and entries
     scale: float  # what q · k is multiplied with before the softmax
     softcap: float | None
     read_keys: Callable[[], torch.Tensor]

@@ -65,7 +65,7 @@ async def show_chat(call: Call) -> None:
 
 
 async def list_chat_messages(call: Call) -> None:
-    """What the completion answered, in the order in which it came unless asked for otherwise."""
+    """The messages that it was asked with, in the order in which they came unless asked for otherwise."""
     record = await _asked(call)
     query = query_of(call)
     messages = msgspec.json.decode(record.messages, type=list[ChatMessage])
@@ -112,9 +112,8 @@ class ChatKeeper:
         build: Callable[[list[ChoiceText]], dict[str, Any]],
     ) -> None:
         """`build` makes the answer of whole choices."""
-        call.on_sent = (
-            None  # an answer of the cache is stored like any other, so its bytes are not sent again
-        )
+        # An answer of the cache is stored like any other, so the bytes of this one are not sent again.
+        call.on_sent = None
         self._call = call
         self._body = body
         self._build = build
