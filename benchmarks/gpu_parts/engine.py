@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from gpu_parts.job import Job, keep
-from gpu_parts.published import CEILINGS, DEVICE_NAME, TOLERANCE
+from gpu_parts.published import CEILINGS, DECISIVE, DEVICE_NAME, TOLERANCE
 from nonet.bench.device.ceilings import Sizes as CeilingSizes
 from nonet.bench.device.ceilings import measure_ceilings
 from nonet.bench.ladder.rungs import default_rungs
@@ -43,8 +43,8 @@ def ceilings(job: Job) -> None:
         for name, rate in rates.items()
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    compared = [row["deviation"] for row in rows.values() if row["deviation"] is not None]
-    is_valid = name == DEVICE_NAME and all(abs(one) <= TOLERANCE for one in compared)
+    off = [rows[one]["deviation"] for one in DECISIVE[job.weights] if one in rows]
+    is_valid = name == DEVICE_NAME and all(one is not None and abs(one) <= TOLERANCE for one in off)
     keep(job, "ceilings", {"device_name": name, "rows": rows, "published_rows_hold": is_valid})
 
 

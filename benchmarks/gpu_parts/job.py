@@ -31,6 +31,7 @@ class Sizes:
     prefills: tuple[tuple[int, int, int], ...]  # batch, prompt length, repeats
     latency: tuple[tuple[float, int], ...]
     latency_warm_up: int
+    latency_idle_s: float
     huggingface: tuple[tuple[int, int], ...]  # batch, requests
     naive_requests: int
     naive_batch: int
@@ -49,6 +50,7 @@ SIZES = {
         prefills=((1, 128, 20), (1, 2048, 5), (8, 2048, 3), (32, 2048, 2)),
         latency=((2, 48), (8, 128), (16, 256), (24, 384)),
         latency_warm_up=128,
+        latency_idle_s=10,
         huggingface=((8, 8), (32, 32)),
         naive_requests=128,
         naive_batch=32,
@@ -65,6 +67,7 @@ SIZES = {
         prefills=((1, 8, 2), (2, 32, 1)),
         latency=((50, 4),),
         latency_warm_up=2,
+        latency_idle_s=0,
         huggingface=((2, 3),),
         naive_requests=3,
         naive_batch=2,

@@ -1,4 +1,7 @@
-"""Poisson arrivals at the asynchronous engine, in process and without HTTP: every request leaves at its own time."""
+"""Poisson arrivals at the asynchronous engine, in process and without HTTP: every request leaves at its own time.
+
+Before, the engine has some seconds without work, in which it records the sizes of its steps.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ async def _latency(job: Job, model: str) -> None:
     began = time.perf_counter()
     async with AsyncLLM(model, **job.engine_options(), seed=0) as llm:
         start_s = time.perf_counter() - began
+        await asyncio.sleep(limits.latency_idle_s)
         work = the_mix(job, llm.spec.vocab_size)
         await _send(llm, _warm_up(work, limits.latency_warm_up), None)
         await _send(llm, work.items[: limits.latency_warm_up // 4], None)

@@ -3,13 +3,14 @@
 Source: this project's measurement of 2026-11-23 on one NVIDIA H100 80GB HBM3, driver 580.159.04, torch 2.11.0+cu130,
 16 cores of an Intel Xeon at 2.1 GHz. vLLM 0.26.0 with its defaults but for: no prefix caching, max_model_len 4096,
 memory 0.9. fp8 is `quantization="fp8"` with `kv_cache_dtype="fp8"`. The rows hold on the same kind of device only while
-its ceilings are within `TOLERANCE` of those here.
+its rate of copying and those of the products that a row's weights use are within `TOLERANCE` of those here.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "CEILINGS",
+    "DECISIVE",
     "DEVICE_NAME",
     "FLOORS_S",
     "HUGGING_FACE",
@@ -29,6 +30,12 @@ CEILINGS = {
     "bfloat16": 778e12,
     "float8": 1439e12,
     "float8_rowwise": 1480e12,
+}
+
+# By weights, the ceilings that decide whether its rows hold.
+DECISIVE = {
+    "bf16": ("copy", "bfloat16"),
+    "fp8": ("copy", "bfloat16", "float8", "float8_rowwise"),
 }
 
 # By weights: figures by the name that `table` prints. Rates are tokens per second.

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.job import load
-from gpu_parts.published import FLOORS_S, HUGGING_FACE, MIX_TOKENS, VLLM, VLLM_LATENCY
+from gpu_parts.published import (
+    DECISIVE,
+    FLOORS_S,
+    HUGGING_FACE,
+    MIX_TOKENS,
+    TOLERANCE,
+    VLLM,
+    VLLM_LATENCY,
+)
 
 __all__ = ["Line", "lines", "table"]
 
@@ -59,7 +67,7 @@ def _ceilings(out: Path, weights: str) -> list[str]:
     hold = "hold" if found["published_rows_hold"] else "DO NOT hold"
     return [
         *texts,
-        f"the published rows {hold} here (same device, every ceiling within 3 %)",
+        f"the published rows {hold} here (same device, {', '.join(DECISIVE[weights])} within {TOLERANCE:.0%})",
         "",
     ]
 

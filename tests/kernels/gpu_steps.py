@@ -61,10 +61,10 @@ class Buffers:
 
     def fill(self, spans: Spans, seed: int, num_rows: int | None = None) -> StepShape:
         """The last token of each sequence is wanted, or, of as many as `num_rows` says, the last ones of the step."""
-        counts = torch.tensor([count for count, _ in spans])
-        lengths = torch.tensor([length for _, length in spans])
+        counts = torch.tensor([count for count, _ in spans], dtype=torch.long)
+        lengths = torch.tensor([length for _, length in spans], dtype=torch.long)
         ends = counts.cumsum(0)
-        total = int(ends[-1])
+        total = int(counts.sum())
         owner = torch.arange(len(spans)).repeat_interleave(counts)
         place = (lengths - ends)[owner] + torch.arange(total)
         slots = self.table.cpu()[owner, place // BLOCK] * BLOCK + place % BLOCK
@@ -76,7 +76,9 @@ class Buffers:
         self._put(self.kv_len, lengths, 0)
         self._put(self.query_start, torch.cat((torch.zeros(1), ends)), total)
         self._put(self.rows, wanted, 0)
-        return StepShape(total, len(spans), len(wanted), int(counts.max()))
+        return StepShape(
+            total, len(spans), len(wanted), max([count for count, _ in spans], default=0)
+        )
 
     @staticmethod
     def _put(into: torch.Tensor, values: torch.Tensor, padding: int) -> None:

@@ -12,7 +12,7 @@ from tests.kernels.gpu_cases import DEVICE, INTERPRETER_WARNINGS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from nonet.kernels.triton.graphs import graph_shape  # isort: skip  (gpu_cases chooses the interpreter)
+from nonet.kernels.triton.graphs import MOST_FEW_QUERIES, graph_shape, usual_shapes  # isort: skip  (gpu_cases chooses the interpreter)
 from tests.kernels.gpu_steps import BLOCKS_EACH, LARGEST, SPEC, Setup, Spans, made  # isort: skip
 
 # Attention leaves rows of no sequence as the memory was, so numpy meets anything there.
@@ -145,3 +145,51 @@ def test_padding_rows_write_nothing(setup: Setup) -> None:
         expected = {(1 + seq * BLOCKS_EACH, 6) for seq in range(5)}
         expected |= {(1 + 4 * BLOCKS_EACH, place) for place in (4, 5)}
         assert {(int(block), int(entry)) for block, entry in changed} == expected
+
+
+def test_the_usual_graphs_serve_what_drafts_nothing() -> None:
+    for largest in (StepShape(2048, 100, 100, 2048), StepShape(600, 300, 300, 600), LARGEST):
+        usual = usual_shapes(largest)
+        assert len(set(usual)) == len(usual)
+        most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
+        for size in range(1, most + 1):
+            assert graph_shape(StepShape(size, size, size, 1), largest) in usual
+        for seqs in range(1, most + 1, 7):
+            for chunk in range(MOST_FEW_QUERIES + 1, largest.num_tokens - seqs, 97):
+                padded = graph_shape(StepShape(seqs - 1 + chunk, seqs, seqs, chunk), largest)
+                assert padded is None or padded in usual
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [StepShape(5, 5, 5, 1), StepShape(64, 16, 16, 64)])
+def test_padding_alone_may_be_recorded_over(shape: StepShape) -> None:
+    _, buffers, forward = made(torch.float32, False)
+    buffers.fill([], 0)
+    before = [cache.keys.clone() for cache in buffers.caches]
+    assert forward(shape).shape == (shape.num_rows, SPEC.vocab_size)
+    assert all(torch.equal(cache.keys, old) for cache, old in zip(buffers.caches, before, strict=True))  # fmt: skip
+
+
+@torch.inference_mode()
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no NVIDIA GPU")
+@pytest.mark.parametrize("is_float8", [False, True], ids=["bf16", "fp8"])
+def test_graphs_recorded_ahead_serve_every_step(is_float8: bool) -> None:
+    ops, buffers, forward = made(torch.bfloat16, is_float8)
+    recording = ops.record(forward, LARGEST)
+    assert recording is not None
+    rounds = 1
+    buffers.fill([], 0)
+    while recording.record_ahead():
+        rounds += 1
+    assert rounds == len(usual_shapes(LARGEST))
+    steps = [(decodes(size, size), None) for size in (1, 5, 16, 3)] + [MIXES[0], MIXES[1]]
+    near = 1e-1 if is_float8 else 3e-2
+    for number, (spans, num_rows) in enumerate(steps):
+        shape = buffers.fill(spans, number, num_rows)
+        padded = graph_shape(shape, LARGEST)
+        assert padded is not None
+        got = recording.replay(shape).clone()
+        assert recording.num_replays == number + 1
+        expected = forward(padded)[: shape.num_rows]
+        torch.testing.assert_close(got, expected, atol=near, rtol=near)

@@ -75,7 +75,7 @@ def test_one_layer_of_each_kind_and_the_model_is_as_without(
     assert tokens(tmp_path) == expected
     ((spec, steps),) = rehearsals
     assert spec.num_layers == layers
-    assert len(steps) == 4  # what holds more sequences than the engine is left out
+    assert len(steps) == 5  # what holds more sequences than the engine is left out
     assert {step.max_query_len for step in steps} >= {1, 100}
 
 
@@ -87,7 +87,7 @@ def test_decodes_are_rehearsed_at_sizes_that_steps_run_at(most: int) -> None:
     decodes = [step.num_seqs for step in steps if step == StepShape(*[step.num_seqs] * 3, 1)]
     assert set(decodes) <= set(buckets(most))
     assert len(set(decodes)) == len(decodes)
-    assert {1, min(16, most), min(128, most)} == set(decodes)
+    assert {1, min(16, most), min(64, most), min(128, most)} == set(decodes)
     (beside,) = [step for step in steps if step.max_query_len == 2]
     assert beside.num_seqs == min(16, most)
     assert beside.num_seqs < beside.num_tokens <= 32

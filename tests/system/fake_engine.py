@@ -154,6 +154,9 @@ class FakeEngine:
             time.sleep(self._config.step_s)
         return [self._advance(key, seq) for key, seq in list(self._running.items())]
 
+    def use_idle(self) -> bool:
+        return False
+
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=len(self._running),

@@ -40,15 +40,14 @@ def buckets(most: int) -> list[int]:
 def mixed_tokens_of(tokens: int) -> int:
     """The tokens that a step with chunks of prompts runs at.
 
-    Up to 128 the weights are read for any number in the same time; beyond, padding costs at most a quarter, beyond 512
-    an eighth.
+    Up to 128 the weights are read for any number in the same time; beyond, products round up to 64 or 128 themselves.
 
     >>> [mixed_tokens_of(tokens) for tokens in (2, 17, 100, 130, 300, 520, 2000)]
-    [16, 32, 128, 192, 320, 576, 2048]
+    [16, 32, 128, 192, 320, 640, 2048]
     """
     if tokens <= 128:
         return max(16, 1 << (tokens - 1).bit_length())
-    step = 64 if tokens <= 1024 else 128
+    step = 64 if tokens <= 512 else 128
     return -(-tokens // step) * step
 
 
@@ -66,17 +65,17 @@ def crowd_of(size: int, most: int) -> int:
     """The sequences that such a step runs at: a place without a sequence costs next to nothing.
 
     >>> [crowd_of(size, 200) for size in (1, 17, 65, 130)]
-    [16, 64, 128, 200]
+    [16, 128, 128, 200]
     """
     if size <= 16:
         return min(16, most)
-    return min(max(64, 1 << (size - 1).bit_length()), most)
+    return min(max(128, 1 << (size - 1).bit_length()), most)
 
 
 def crowds(most: int) -> list[int]:
     """All of them, up to `most` sequences.
 
     >>> crowds(200)
-    [16, 64, 128, 200]
+    [16, 128, 200]
     """
     return sorted({crowd_of(size, most) for size in range(1, most + 1)})

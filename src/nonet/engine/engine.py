@@ -124,6 +124,11 @@ class Engine:
         self.times.apply_s += time.perf_counter() - executed
         return scheduler.drain_deltas()
 
+    def use_idle(self) -> bool:
+        """A little of what spares later steps time; whether there is more of it. Only while there is no work."""
+        assert not self._flying, "steps are under way"
+        return self.parts.executor.record_ahead()
+
     @property
     def has_commands(self) -> bool:
         """A command has not been answered yet."""

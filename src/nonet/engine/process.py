@@ -74,6 +74,7 @@ class EngineLike(Protocol):
     def command(self, command: Command) -> None: ...
     def answers(self) -> list[Answered]: ...
     def step(self) -> list[SequenceDelta]: ...
+    def use_idle(self) -> bool: ...
     def stats(self) -> EngineStats: ...
     def check_integrity(self) -> None: ...
     def close(self) -> None: ...
@@ -141,12 +142,14 @@ class _EngineLoop:
         self._stopped = False
         self._ping_waits = False
         self._is_idle = False
+        self._can_use_idle = True  # there may be something to do for later
         self._integrity_error: str | None = None
         self._stats_due_s = 0.0
 
     def run(self) -> None:
         while not self._stopped:
-            self._receive(block=not self._engine.has_work and self._is_idle)
+            uses_idle = self._can_use_idle and not self._engine.has_commands
+            self._receive(block=self._is_idle and not self._engine.has_work and not uses_idle)
             if self._stopped:
                 return
             if self._engine.has_work:
@@ -154,6 +157,8 @@ class _EngineLoop:
                 self._report(self._engine.step())
             elif not self._is_idle:
                 self._become_idle()
+            elif uses_idle:
+                self._can_use_idle = self._engine.use_idle()
             if self._engine.has_commands:
                 for answer in self._engine.answers():
                     _send(self._socket, answer)

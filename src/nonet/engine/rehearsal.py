@@ -26,8 +26,9 @@ __all__ = ["StandIn", "rehearsing", "steps_for"]
 logger = logging.getLogger("nonet.engine")
 
 PROMPT = StepShape(100, 1, 1, 100)
-DECODES = (1, 16, 128)  # one, few and many
-BESIDE = 16  # decodes beside the end of a prompt
+DECODES = (1, 16, 64, 128)  # one, few and many
+BESIDE = (16, 128)  # decodes beside the end of a prompt
+LAST_PIECE = 100  # tokens of it
 BYTES_WHILE_ROUNDING = 10  # of a weight: as made, as float32, divided by its scale
 
 
@@ -81,13 +82,17 @@ def steps_for(largest: StepShape) -> list[StepShape]:
     """A prompt alone, decodes and a prompt's end beside decodes, at sizes that the engine's own steps run at.
 
     >>> [step.num_seqs for step in steps_for(StepShape(512, 12, 12, 512))]
-    [1, 1, 12, 12]
+    [1, 1, 12, 12, 12]
     """
     most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
     sizes = dict.fromkeys(bucket_of(min(size, most), most) for size in DECODES)
-    crowd = min(BESIDE, most)
-    mixed = StepShape(mixed_tokens_of(2 * crowd), crowd, crowd, 2)
-    steps = [PROMPT, *(StepShape(size, size, size, 1) for size in sizes), mixed]
+    decodes = [StepShape(size, size, size, 1) for size in sizes]
+    drafted = min(BESIDE[0], most)
+    mixed = [StepShape(mixed_tokens_of(2 * drafted), drafted, drafted, 2)]
+    for crowd in dict.fromkeys(min(crowd, most) for crowd in BESIDE):
+        tokens = mixed_tokens_of(crowd + LAST_PIECE)
+        mixed.append(StepShape(tokens, crowd, crowd, tokens))
+    steps = [PROMPT, *decodes, *mixed]
     return [step for step in steps if _fits(step, largest)]
 
 

@@ -143,6 +143,10 @@ class Recording(Protocol):
         """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
         ...
 
+    def record_ahead(self) -> bool:
+        """Record one more shape that no step has had yet, on buffers that hold padding; False: no other is left."""
+        ...
+
 
 class SamplingKernels(Protocol):
     """Choosing tokens on the device. Nothing here synchronises with the host; a row's result is its own."""

@@ -87,6 +87,10 @@ class _EitherRecording:
             return self._plain.replay(shape)
         return self._current().replay(shape)
 
+    def record_ahead(self) -> bool:
+        assert not self._ops.rows.in_use, "recorded ahead of steps without an adapter only"
+        return self._plain.record_ahead()
+
     def _current(self) -> Recording:
         """Called in a step with an adapter, so what is recorded here adds adapters."""
         if self._adapted is not None and len(self._ops.touched) == self._num_touched:

@@ -106,6 +106,16 @@ class StepBuffers:
             host.read.record()
         return shape, self._step(shape, max_kv_len=longest)
 
+    def clear(self) -> None:
+        """Nothing but padding, over which a forward of any shape may run."""
+        host = self._next_host()
+        self.has_unread = self.adapters.in_use = False
+        self._here.query_start.numpy()[0] = 0
+        self._pad(StepShape(0, 0, 0, 0))
+        if host.read is not None:
+            self._device.copy_(host.memory, non_blocking=True)
+            host.read.record()
+
     def _next_host(self) -> _HostBlock:
         """The block whose turn it is, once the device has read what it held."""
         self._turn = (self._turn + 1) % len(self._hosts)

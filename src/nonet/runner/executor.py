@@ -25,6 +25,10 @@ class LocalExecutor:
         recording = self.runner.recording
         return 0 if recording is None else recording.num_replays
 
+    def record_ahead(self) -> bool:
+        """As `Runner.record_ahead`."""
+        return self.runner.record_ahead()
+
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start the step; may return before it is done."""
         return self.runner.launch(plan)

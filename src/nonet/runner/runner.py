@@ -109,6 +109,14 @@ class Runner:
         self.times = RunnerTimes()
         return seconds
 
+    @torch.inference_mode()
+    def record_ahead(self) -> bool:
+        """Record one more size of steps before one comes, with no step under way. False: no other is left."""
+        if self.recording is None:
+            return False
+        self._buffers.clear()
+        return self.recording.record_ahead()
+
     def awaits_tokens(self, num_seqs: int) -> bool:
         """Whether a step that brings tokens to so many sequences should wait until those before are read.
 

@@ -42,6 +42,9 @@ class Tape:
             call()
         return self.output[: shape.num_rows]
 
+    def record_ahead(self) -> bool:
+        return False
+
 
 class TapeOps(WrappedOps):
     """The reference with recordings, and lists of what was launched for the layers and of what was added to."""

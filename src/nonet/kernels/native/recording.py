@@ -107,6 +107,9 @@ class NativeRecording:
         self.num_replays += 1
         return self.output[: shape.num_rows]
 
+    def record_ahead(self) -> bool:
+        return False  # one recording serves all shapes
+
     def timed_replay(self, shape: StepShape) -> list[float]:
         """Replay, and return the seconds of each operation; `labels` names them."""
         seconds = (ctypes.c_double * len(self.labels))()

@@ -19,7 +19,7 @@ import triton.language as tl
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_join import Scratch, leave
 from nonet.kernels.triton.attention_parts import finish_rows, merge_parts
-from nonet.kernels.triton.attention_tile import block_ids, fold_tiles, group_rows
+from nonet.kernels.triton.attention_tile import block_ids, counted, fold_tiles, group_rows
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
 __all__ = ["DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
@@ -95,7 +95,7 @@ def attend_few(
         ROWS=rows,
         USED_ROWS=used_rows,
         TILE=tiling.tile,
-        SEQS=triton.next_power_of_2(max(16, num_seqs)),
+        SEQS=counted(num_seqs),
         PROGRAMS=tiling.programs,
         ROUND=rounded is not None,
         LARGEST=FLOAT8_MAX,

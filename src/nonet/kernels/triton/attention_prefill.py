@@ -16,6 +16,7 @@ import triton.language as tl
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_tile import (
     block_ids,
+    counted,
     entry_offsets,
     entry_scales,
     fold,
@@ -96,7 +97,7 @@ def attend_chunks(
         ROWS=rows,
         QUERIES=rows // group,
         TILE=tiling.tile,
-        SEQS=triton.next_power_of_2(max(16, num_seqs)),
+        SEQS=counted(num_seqs),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

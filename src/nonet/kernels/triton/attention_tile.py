@@ -16,6 +16,7 @@ import triton.language as tl
 __all__ = [
     "LOG2_E",
     "block_ids",
+    "counted",
     "entry_offsets",
     "entry_scales",
     "fold",
@@ -26,6 +27,15 @@ __all__ = [
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LIFT = tl.constexpr(256.0)
+
+
+def counted(num_seqs: int) -> int:
+    """Sequences that a program looks through for its own: few numbers, for each is a kernel of its own to compile.
+
+    >>> [counted(num_seqs) for num_seqs in (1, 64, 65, 512, 513)]
+    [64, 64, 512, 512, 1024]
+    """
+    return 64 if num_seqs <= 64 else max(512, triton.next_power_of_2(num_seqs))
 
 
 @triton.jit

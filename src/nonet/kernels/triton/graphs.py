@@ -13,10 +13,18 @@ from dataclasses import dataclass
 
 import torch
 
-from nonet.core.buckets import MOST_MIXED_TOKENS, bucket_of, crowd_of, mixed_tokens_of
+from nonet.core.buckets import (
+    MOST_MIXED_TOKENS,
+    bucket_of,
+    buckets,
+    crowd_of,
+    crowds,
+    mixed_tokens,
+    mixed_tokens_of,
+)
 from nonet.kernels.ops import StepShape
 
-__all__ = ["GraphRecording", "graph_shape"]
+__all__ = ["GraphRecording", "graph_shape", "usual_shapes"]
 
 # Chunks of up to so many tokens (drafts to verify) are told apart, for attention reads their keys in its own way.
 MOST_FEW_QUERIES = 16
@@ -38,6 +46,19 @@ def graph_shape(shape: StepShape, largest: StepShape) -> StepShape | None:
     few = shape.max_query_len <= MOST_FEW_QUERIES
     longest = 1 << (shape.max_query_len - 1).bit_length() if few else tokens
     return StepShape(tokens, seqs, rows, longest)
+
+
+def usual_shapes(largest: StepShape) -> list[StepShape]:
+    """The graphs of an engine that drafts nothing: batches of decodes, then pieces of prompts beside others."""
+    most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
+    steps = [StepShape(size, size, size, 1) for size in buckets(most)]
+    steps += [
+        StepShape(tokens, seqs, seqs, tokens)
+        for seqs in crowds(most)
+        for tokens in mixed_tokens(largest.num_tokens)
+        if tokens > seqs
+    ]
+    return list(dict.fromkeys(filter(None, (graph_shape(step, largest) for step in steps))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +87,13 @@ class GraphRecording:
         self._largest = largest
         self._captured: dict[StepShape, _Captured] = {}
         self._met: set[StepShape] = set()
+        self._ahead = usual_shapes(largest)[::-1]
         self._pool = torch.cuda.graph_pool_handle()
 
     def replay(self, shape: StepShape) -> torch.Tensor:
         """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
         padded = graph_shape(shape, self._largest)
-        if padded is None or (self._decodes_only and padded.max_query_len > 1):
+        if padded is None or not self._may_capture(padded):
             return self._forward(shape)
         captured = self._captured.get(padded)
         if captured is not None:
@@ -82,6 +104,17 @@ class GraphRecording:
             self._met.add(padded)
             return self._forward(shape)
         return self._capture(padded)[: shape.num_rows]
+
+    def record_ahead(self) -> bool:
+        while self._ahead:
+            padded = self._ahead.pop()
+            if padded not in self._captured and self._may_capture(padded):
+                self._capture(padded)
+                break
+        return bool(self._ahead)
+
+    def _may_capture(self, padded: StepShape) -> bool:
+        return not self._decodes_only or padded.max_query_len == 1
 
     def _capture(self, padded: StepShape) -> torch.Tensor:
         """The first run compiles kernels and gives this step's result; the capture itself computes nothing."""
