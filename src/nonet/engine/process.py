@@ -148,8 +148,7 @@ class _EngineLoop:
 
     def run(self) -> None:
         while not self._stopped:
-            uses_idle = self._can_use_idle and not self._engine.has_commands
-            self._receive(block=self._is_idle and not self._engine.has_work and not uses_idle)
+            self._receive(block=self._is_idle and not self._engine.has_work and not self._uses_idle)
             if self._stopped:
                 return
             if self._engine.has_work:
@@ -157,13 +156,17 @@ class _EngineLoop:
                 self._report(self._engine.step())
             elif not self._is_idle:
                 self._become_idle()
-            elif uses_idle:
+            elif self._uses_idle:
                 self._can_use_idle = self._engine.use_idle()
             if self._engine.has_commands:
                 for answer in self._engine.answers():
                     _send(self._socket, answer)
             if self._ping_waits:
                 self._send_stats([])
+
+    @property
+    def _uses_idle(self) -> bool:
+        return self._can_use_idle and not self._engine.has_commands
 
     def _receive(self, *, block: bool) -> None:
         """Handle all frames that are there; with `block`, wait for the first."""
