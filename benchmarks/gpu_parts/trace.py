@@ -117,14 +117,18 @@ def floors(
     """Of a step in which each of `batch` sequences computes its last `queries` of `context` tokens, where known."""
     spec, tokens, each = work.spec, batch * queries, DTYPE_BYTES[work.resolved.dtype]
     whole = work.decode(batch, context) if queries == 1 else work.prefill(batch, queries)
-    products = 2.0 * (tokens * work.layer_weights + batch * spec.vocab_size * spec.hidden_size)
+    products = work.products(tokens, batch)
+    layers = spec.num_layers - 1  # after the last one's attention only sampled tokens go on
     kv = spec.num_layers * work.kv_bytes_per_layer
     heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     parts = {
         "products": (work.weight_bytes, products),
         "attention": (batch * context * kv, whole.flops - products),
-        "norms": ((2 * spec.num_layers + 1) * 4 * tokens * spec.hidden_size * each, 0.0),
-        "gate": (spec.num_layers * 3 * tokens * spec.intermediate_size * each, 0.0),
+        "norms": (
+            ((2 * layers + 1) * tokens + 2 * batch) * 4 * spec.hidden_size * each,
+            0.0,
+        ),
+        "gate": ((layers * tokens + batch) * 3 * spec.intermediate_size * each, 0.0),
         "rope and cache": (tokens * (spec.num_layers * heads * each + kv), 0.0),
     }
     return [

@@ -19,7 +19,7 @@ from nonet.config.load import Loaded
 from nonet.config.machine import Machine
 from nonet.config.resolved import Resolved
 from nonet.core.catalogue import did_you_mean
-from nonet.core.errors import UnknownNameError
+from nonet.core.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from nonet.bench.device.ceilings import Ceilings
@@ -35,6 +35,10 @@ def bench_kernel(
     weights: Annotated[
         str, Parameter(help="weight formats of linear, with commas")
     ] = "dense,fp8,int8,int4",
+    rows: Annotated[
+        tuple[int, ...],
+        Parameter(help="rows of linear and logits; few to many when unset", consume_multiple=True),
+    ] = (),
     json: JsonFile = None,
 ) -> int:
     """Time, bytes, operations and shares of the peak of single kernels, on the shapes of a model."""
@@ -46,6 +50,8 @@ def bench_kernel(
         raise UnknownNameError(
             f"no kernel benchmark {name!r}. {did_you_mean(name, [*known, 'all'])}"
         )
+    if any(count < 1 for count in rows):
+        raise ConfigError(f"--rows is {min(rows)}; each must be at least 1")
     import torch
 
     from nonet.bench.device.ceilings import measure_ceilings
@@ -57,7 +63,7 @@ def bench_kernel(
     resolved, spec = resolve_config(loaded.config)
     ceilings = measure_ceilings(torch.device(resolved.device))
     has_format = resolved.kv_format != resolved.dtype
-    rows: list[Measured] = []
+    found: list[Measured] = []
     for kernel in known if name == "all" else [name]:
         # Kernels remember which formats they were given, so each benchmark has its own.
         bench = Bench(
@@ -66,14 +72,15 @@ def bench_kernel(
             weight_formats=tuple(weights.split(",")),
             kv_format=KV_FORMATS.build(resolved.kv_format) if has_format else None,
             block_size=resolved.block_size,
+            rows=rows,
         )
         for problem in KERNEL_BENCHES.load(kernel)(bench):
-            rows.append(measure(kernel, problem, bench, ceilings))
-            note(" ".join([kernel, *_cells(rows[-1])[1:3]]))
+            found.append(measure(kernel, problem, bench, ceilings))
+            note(" ".join([kernel, *_cells(found[-1])[1:3]]))
         bench.ops.close()
-    print(table([HEADINGS, *(_cells(row) for row in rows)]))
+    print(table([HEADINGS, *(_cells(row) for row in found)]))
     if json is not None:
-        write_result(json, resolved, ceilings, rows)
+        write_result(json, resolved, ceilings, found)
     return 0
 
 

@@ -184,6 +184,11 @@ class Ops(Protocol):
     # Within it operations only compile what they would run, many at once, and leave garbage. None: nothing is compiled.
     compile_only: Callable[[], AbstractContextManager[None]] | None
 
+    @property
+    def needs_all_rows(self) -> bool:
+        """In this step linear layers know a token by its place, so they must be given all tokens."""
+        ...
+
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         """A linear's weight [N, K] (and bias [N]) in the form that `linear`, `embed` and nothing else understands.
 

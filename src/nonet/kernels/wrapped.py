@@ -36,6 +36,10 @@ class WrappedOps:
         self.sampling = inner.sampling
         self.compile_only = inner.compile_only
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return self.inner.needs_all_rows
+
     def pack(self, weight: WeightMatrix, bias: torch.Tensor | None = None) -> PackedLinear:
         return self.inner.pack(weight, bias)
 

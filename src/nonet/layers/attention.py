@@ -34,8 +34,10 @@ class Attention:
         self._q_norm = parameters.norm(f"{prefix}.q_norm") if spec.qk_norm else None
         self._k_norm = parameters.norm(f"{prefix}.k_norm") if spec.qk_norm else None
 
-    def __call__(self, x: torch.Tensor, step: ForwardStep) -> Product:
-        """x [T, M], normed, to [T, M]; writes this step's keys and values to the cache."""
+    def __call__(
+        self, x: torch.Tensor, step: ForwardStep, rows: torch.Tensor | None = None
+    ) -> Product:
+        """x [T, M], normed, to [T, M], or to [R, M] of `rows`; writes this step's keys and values to the cache."""
         ops, spec = self._ops, self._spec
         cache, inputs = step.caches[self._index], step.inputs[self._index]
         q = ops.rope_store(
@@ -59,4 +61,6 @@ class Attention:
             window=self._window,
             softcap=spec.attention_softcap,
         )
+        if rows is not None:
+            mixed = ops.gather_rows(mixed, rows)
         return ops.linear(mixed, self._out)

@@ -27,6 +27,15 @@ class ForwardStep:
     caches: tuple[LayerCache, ...]
     on_queries: Callable[[int, torch.Tensor], None] | None = None
 
+    @property
+    def wants_all(self) -> bool:
+        """One token of each sequence, and all their logits: `rows` are the tokens, in their order.
+
+        As many rows as tokens do not say so: both may be rounded up for a graph.
+        """
+        is_decode = all(inputs.max_query_len == 1 for inputs in self.inputs)
+        return is_decode and len(self.rows) == len(self.token_ids)
+
 
 @dataclass(slots=True)
 class AdapterRows:

@@ -43,6 +43,10 @@ class LoraOps(WrappedOps):
         self.rows = AdapterRows(torch.zeros(0, dtype=torch.int32, device=inner.device))
         self.touched: set[AdaptedLinear] = set()
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return self.rows.in_use or self.inner.needs_all_rows
+
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> Product:
         if not isinstance(weight, AdaptedLinear):
             return self.inner.linear(x, weight)

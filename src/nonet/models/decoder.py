@@ -19,13 +19,19 @@ __all__ = ["Block", "BlockFactory", "Decoder"]
 class Block(Protocol):
     """One layer. The residual stream is updated in place; what is returned is normed for the next layer.
 
-    The norm that follows a block is handed in, because it is fused with the block's last addition.
+    The norm that follows a block is handed in, because it is fused with the block's last addition. With `rows` (int32
+    [R]) only these tokens go on after attention: what is returned is [R, M], and `residual` is not to be used again.
     """
 
     input_norm: torch.Tensor
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        step: ForwardStep,
+        next_norm: torch.Tensor,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
 
@@ -67,13 +73,17 @@ class Decoder:
 
     def hidden(self, step: ForwardStep) -> torch.Tensor:
         """Final normed hidden states [T, M]; writes the step's KV."""
+        return self._run(step, None)
+
+    def _run(self, step: ForwardStep, rows: torch.Tensor | None) -> torch.Tensor:
+        """[T, M], or [R, M] of `rows`: in the last layer only they go on once their keys and values are stored."""
         ops, eps = self._ops, self.spec.norm_eps
         residual = ops.embed(step.token_ids, self._embedding, self._embedding_scale)
         x = ops.rms_norm(residual, self._blocks[0].input_norm, eps)
         norms = [block.input_norm for block in self._blocks[1:]] + [self._norm]
-        for block, next_norm in zip(self._blocks, norms, strict=True):
+        for block, next_norm in zip(self._blocks[:-1], norms[:-1], strict=True):
             x = block(x, residual, step, next_norm)
-        return x
+        return self._blocks[-1](x, residual, step, norms[-1], rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, M] to float32 logits [R, V]."""
@@ -81,4 +91,6 @@ class Decoder:
 
     def forward(self, step: ForwardStep) -> torch.Tensor:
         """Logits [R, V] of the step's `rows`."""
-        return self.logits(self._ops.gather_rows(self.hidden(step), step.rows))
+        if self._ops.needs_all_rows:
+            return self.logits(self._ops.gather_rows(self.hidden(step), step.rows))
+        return self.logits(self._run(step, None if step.wants_all else step.rows))

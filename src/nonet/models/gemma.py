@@ -34,10 +34,17 @@ class GemmaBlock:
         self._after_mlp = parameters.norm(f"{prefix}.post_feedforward_layernorm")
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        step: ForwardStep,
+        next_norm: torch.Tensor,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         ops, eps = self._ops, self._eps
-        x = ops.rms_norm(self._attention(x, step), self._after_attention, eps)
+        x = ops.rms_norm(self._attention(x, step, rows), self._after_attention, eps)
+        if rows is not None:
+            residual = ops.gather_rows(residual, rows)
         x = ops.add_rms_norm(x, residual, self._mlp_norm, eps)
         x = ops.rms_norm(self._mlp(x), self._after_mlp, eps)
         return ops.add_rms_norm(x, residual, next_norm, eps)

@@ -32,7 +32,16 @@ class LlamaBlock:
         self._mlp = GatedMLP(spec, index, ops, parameters)
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor, step: ForwardStep, next_norm: torch.Tensor
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        step: ForwardStep,
+        next_norm: torch.Tensor,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        x = self._ops.add_rms_norm(self._attention(x, step), residual, self._mlp_norm, self._eps)
-        return self._ops.add_rms_norm(self._mlp(x), residual, next_norm, self._eps)
+        ops, eps = self._ops, self._eps
+        x = self._attention(x, step, rows)
+        if rows is not None:
+            residual = ops.gather_rows(residual, rows)
+        x = ops.add_rms_norm(x, residual, self._mlp_norm, eps)
+        return ops.add_rms_norm(self._mlp(x), residual, next_norm, eps)

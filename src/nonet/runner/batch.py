@@ -194,7 +194,9 @@ class StepBuffers:
         ]
         return ForwardStep(
             token_ids=views.token_ids[: shape.num_tokens],
-            rows=views.rows[: shape.num_rows],
+            rows=views.rows[
+                : max(1, shape.num_rows)
+            ],  # where none is wanted, the last layer still has one to work on
             inputs=tuple(groups[group] for group in self._storage.group_of_layer),
             caches=self._storage.caches,
         )

@@ -219,13 +219,10 @@ class Runner:
         for update in plan.tables:
             self._sequences.update_table(update)
 
-    def _forward(self, shape: StepShape, step: ForwardStep) -> torch.Tensor | None:
+    def _forward(self, shape: StepShape, step: ForwardStep) -> torch.Tensor:
         if self.recording is not None:
             return self.recording.replay(shape)
-        if not shape.num_rows:
-            self._model.hidden(step)
-            return None
-        return self._model.forward(step)
+        return self._model.forward(step)[: shape.num_rows]
 
     def _show(self, rows: Sequence[Row], logits: torch.Tensor | None) -> None:
         """Hand the rows to be sampled from to whoever looks."""
@@ -238,7 +235,7 @@ class Runner:
                 self.tap(row.seq_id, row.start + row.num_tokens, mine)
             first += row.num_samples
 
-    def _logits(self, rows: Sequence[Row]) -> torch.Tensor | None:
+    def _logits(self, rows: Sequence[Row]) -> torch.Tensor:
         return self._forward(*self._buffers.fill(rows, self._sequences))
 
     def _sample_rows(self, rows: Sequence[Row]) -> list[SampleRow]:

@@ -68,13 +68,9 @@ class SideModel:
     def logits(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """Logits of the rows' samples; None where there are none."""
         shape, step = self._buffers.fill(rows, self._sequences)
-        if self._recording is not None:
-            logits = self._recording.replay(shape)
-            return logits if shape.num_rows else None
-        if not shape.num_rows:
-            self._model.hidden(step)
-            return None
-        return self._model.forward(step)
+        replay = self._recording.replay if self._recording is not None else None
+        logits = replay(shape) if replay is not None else self._model.forward(step)
+        return logits if shape.num_rows else None
 
     def time_step(self, num_tokens: int) -> float:
         """Seconds of a pass of that many tokens."""

@@ -68,7 +68,7 @@ FROZEN = {
     "batch list": {"--limit", "--url", "--api-key", "--json"},
     "bench quality": ENGINE | {"--task", "--against", "--with", "--json", "--markdown"},
     "bench offline": ENGINE | WORKLOAD | {"--repeats"},
-    "bench kernel": ENGINE | {"--name", "--weights", "--json"},
+    "bench kernel": ENGINE | {"--name", "--weights", "--rows", "--json"},
     "bench roofline": ENGINE
     | {"--batches", "--contexts", "--steps", "--most-tokens", "--budget-s", "--json", "--svg"},
     "bench serve": ENGINE | SERVER | WORKLOAD

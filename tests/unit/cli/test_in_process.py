@@ -107,6 +107,7 @@ def test_command_lists_runs_and_refuses(
     assert {row["kernel"] for row in found["rows"]} == {"gated"}
     assert found["ceilings"]["flops_per_s"]["float32"] > 0
     assert run(["bench", "kernel", "gate"]) == 2
+    assert run(["bench", "kernel", "linear", "--rows", "0"]) == 2
     assert "Did you mean 'gated'?" in capsys.readouterr().err
 
 

@@ -1,7 +1,8 @@
 """The least that a step must do: floating-point operations, and bytes that must move through the device's memory.
 
 Operations: two for each weight of a linear and token, two for each weight of the output head and sampled token, and
-4 H D for each query and visible entry in each layer (Q K^T and P V). Bytes: every weight once a step (but of an untied
+4 H D for each query and visible entry in each layer (Q K^T and P V). In the last layer only sampled tokens go on after
+attention, so what lies beyond counts for them alone. Bytes: every weight once a step (but of an untied
 token table, of which only rows are read), every visible KV entry once for each sequence, every new entry written once.
 Activations are left out: fused kernels need not move them, and in decode they are under 1 %.
 """
@@ -15,6 +16,8 @@ from nonet.config.resolved import Resolved
 from nonet.core.model_spec import ModelSpec
 
 __all__ = ["ModelWork", "Work"]
+
+BEFORE_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,15 @@ class ModelWork:
         each = sum(outputs * inputs for outputs, inputs in self.spec.linears.values())
         return self.spec.num_layers * each
 
+    def products(self, tokens: int, sampled: int) -> float:
+        """Operations in the linears and the output head of a step."""
+        linears = self.spec.linears.items()
+        tail = sum(
+            outputs * inputs for name, (outputs, inputs) in linears if name not in BEFORE_ATTENTION
+        )
+        weights = tokens * (self.layer_weights - tail) + sampled * (tail + self._head_weights)
+        return 2.0 * weights
+
     @property
     def weight_bytes(self) -> float:
         """Read by every step that samples: all but an untied token table."""
@@ -55,7 +67,7 @@ class ModelWork:
     def decode(self, batch: int, context: float) -> Work:
         """One step of `batch` sequences, each with `context` entries once its token is stored."""
         visible = batch * self._visible(context)
-        flops = 2.0 * batch * (self.layer_weights + self._head_weights) + self._attention(visible)
+        flops = self.products(batch, batch) + self._attention(visible)
         written = batch * self.spec.num_layers * self.kv_bytes_per_layer
         return Work(flops, self.weight_bytes + visible * self.kv_bytes_per_layer + written)
 
@@ -63,7 +75,7 @@ class ModelWork:
         """`batch` whole prompts and the first token of each, in as few steps as the token budget allows."""
         tokens = batch * length
         visible = batch * sum(self._causal(length, window) for window in self.spec.windows)
-        flops = 2.0 * tokens * self.layer_weights + 2.0 * batch * self._head_weights
+        flops = self.products(tokens, batch)
         steps = -(-tokens // self.resolved.max_tokens_per_step)
         kv = tokens * self.spec.num_layers * self.kv_bytes_per_layer
         # What a step wrote is read back at least once, by the queries of the same prompt.

@@ -64,6 +64,7 @@ class NativeOps:
     """
 
     name = "native"
+    needs_all_rows = False
     sampling: SamplingKernels | None = None
     compile_only = None  # all is compiled once and for all
 

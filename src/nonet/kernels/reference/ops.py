@@ -52,6 +52,7 @@ class ReferenceOps:
     """
 
     name = "reference"
+    needs_all_rows = False
     sampling: SamplingKernels | None = None
     compile_only: Callable[[], AbstractContextManager[None]] | None = None
 

@@ -94,7 +94,7 @@ class GraphRecording:
         """Run on the first rows of the buffers; the result [num_rows, V] is overwritten by the next replay."""
         padded = graph_shape(shape, self._largest)
         if padded is None or not self._may_capture(padded):
-            return self._forward(shape)
+            return self._forward(shape)[: shape.num_rows]
         captured = self._captured.get(padded)
         if captured is not None:
             self.num_replays += 1
@@ -102,7 +102,7 @@ class GraphRecording:
             return captured.output[: shape.num_rows]
         if padded.max_query_len > 1 and padded not in self._met:
             self._met.add(padded)
-            return self._forward(shape)
+            return self._forward(shape)[: shape.num_rows]
         return self._capture(padded)[: shape.num_rows]
 
     def record_ahead(self) -> bool:

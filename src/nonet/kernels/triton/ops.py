@@ -75,6 +75,7 @@ class TritonOps:
     """
 
     name = "triton"
+    needs_all_rows = False
     rounds_groups = True  # where it is faster than a scale for the whole row
 
     def __init__(self, dtype: torch.dtype, device: torch.device, threads: int = 1) -> None:

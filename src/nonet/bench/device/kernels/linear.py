@@ -33,7 +33,7 @@ def linear(bench: Bench) -> Iterator[Problem]:
             form = held.form_of(bench.spec)
             probe = _converted(held, bench, 1, inputs)
             each = _held_bytes(probe, bench, held) * outputs
-            for rows in ROWS[bench.device.type]:
+            for rows in bench.rows or ROWS[bench.device.type]:
                 moved = each + rows * (inputs + outputs) * bench.activation_bytes
                 yield Problem(
                     case={"matrix": name, "N": outputs, "K": inputs, "M": rows, "weights": weight_format},
@@ -50,7 +50,7 @@ def linear(bench: Bench) -> Iterator[Problem]:
 def logits(bench: Bench) -> Iterator[Problem]:
     """The output head into float32, weights in the model's dtype."""
     outputs, inputs = bench.spec.vocab_size, bench.spec.hidden_size
-    for rows in HEAD_ROWS[bench.device.type]:
+    for rows in bench.rows or HEAD_ROWS[bench.device.type]:
         read = outputs * bench.element_bytes + rows * bench.activation_bytes
         moved = inputs * read + rows * outputs * 4
         yield Problem(

@@ -28,6 +28,7 @@ class Bench:
     weight_formats: tuple[str, ...]
     kv_format: KVFormat | None
     block_size: int
+    rows: tuple[int, ...] = ()  # of linear layers and the output head; none: few to many
 
     @property
     def device(self) -> torch.device:
