@@ -19,8 +19,8 @@ from nonet.kernels.triton.linear_few import LinearScratch, finish
 
 __all__ = ["MOST_ROWS", "CodedLinears"]
 
-MOST_ROWS = 256  # of one launch; beyond, cuBLAS on numbers made once is faster
-ROW_TILE = 64
+MOST_ROWS = 256  # of one launch
+ROW_TILE = 64  # of a program; with more rows, cuBLAS on numbers made for it is faster
 PROGRAMS_EACH = 4  # for each multiprocessor
 NUMBERS_AT_ONCE = 32 << 20  # that cuBLAS is given
 
@@ -36,7 +36,7 @@ class CodedLinears:
 
     def any_rows(self, x: torch.Tensor, coded: CodedLinear) -> torch.Tensor:
         """x [T, K] to [T, N] of the same dtype, the fastest way for that many rows."""
-        if x.shape[0] <= MOST_ROWS:
+        if x.shape[0] <= ROW_TILE:
             return self(x, coded, x.dtype)
         outputs, inputs = coded.num_outputs, coded.num_inputs
         out = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
