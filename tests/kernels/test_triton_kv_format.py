@@ -9,6 +9,7 @@ import torch
 
 from nonet.kernels.ops import AttentionInputs, Ops
 from nonet.kernels.reference.ops import ReferenceOps
+from nonet.kv.format import KV_FORMATS
 from tests.kernels.gpu_cases import (
     DEVICE,
     DTYPES,
@@ -23,6 +24,10 @@ from tests.kernels.gpu_cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import triton  # isort: skip
+import triton.language as tl  # isort: skip
+
+from nonet.kernels.triton.attention_coded import codes_of, numbers_of, words_of  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
 from tests.kernels.stored_entries import entries_of
 
@@ -56,6 +61,30 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(params=["int8", "fp8"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@triton.jit
+def _all_numbers(words, even, odd, size: tl.constexpr, codes: tl.constexpr):
+    at = tl.program_id(0) * size + tl.arange(0, size)
+    low, high = numbers_of(tl.load(words + at), codes)
+    tl.store(even + at, low)
+    tl.store(odd + at, high)
+
+
+def test_every_word_becomes_its_two_numbers(name: str) -> None:
+    ops = TritonOps(torch.float16, DEVICE)
+    cache = ops.allocate_cache(1, 16, 1, 64, KV_FORMATS.build(name))
+    words = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).to(DEVICE)
+    even, odd = (torch.empty(len(words), dtype=torch.float16, device=DEVICE) for _ in range(2))
+    size = 1024
+    _all_numbers[(len(words) // size,)](words, even, odd, size=size, codes=codes_of(cache))
+    expected = words.view(cache.keys.dtype).view(-1, 2).to(torch.float16)
+    for found, right in zip((even, odd), expected.unbind(1), strict=True):
+        is_code = right.isfinite()  # nothing is stored as NaN
+        assert torch.equal(found[is_code], right[is_code])
+    keys, _ = words_of(cache)
+    assert keys.shape == (1, 1, 16, 32)
+    assert keys.data_ptr() == cache.keys.data_ptr()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

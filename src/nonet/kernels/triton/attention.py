@@ -79,7 +79,9 @@ class PagedAttention:
                 q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap, few_rows=rows,
                 tiling=prefill or prefill_tiling(dim, q.element_size(), cache.block_size),
             )  # fmt: skip
-        decode = decode or decode_tiling(dim, q.element_size(), self._multiprocessors)
+        decode = decode or decode_tiling(
+            dim, q.element_size(), self._multiprocessors, is_coded=cache.format is not None
+        )
         attend_few(
             q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap,
             rows=rows, longest=longest, rounded=rounded, tiling=decode,

@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.attention_coded import codes_of, fold_any_tiles, words_of
 from nonet.kernels.triton.attention_join import Scratch, leave
 from nonet.kernels.triton.attention_parts import finish_rows, merge_parts
-from nonet.kernels.triton.attention_tile import block_ids, counted, fold_tiles, group_rows
+from nonet.kernels.triton.attention_tile import block_ids, counted, group_rows
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
 __all__ = ["DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
@@ -43,10 +44,16 @@ class DecodeTiling:
         return 2 * self.programs
 
 
-def decode_tiling(dim: int, itemsize: int, multiprocessors: int) -> DecodeTiling:
-    """Measured on an H200: two programs a multiprocessor keep enough loads in flight."""
+def decode_tiling(
+    dim: int, itemsize: int, multiprocessors: int, *, is_coded: bool = False
+) -> DecodeTiling:
+    """Measured on an H200: two programs a multiprocessor keep enough loads in flight.
+
+    Over codes the work of a tile is what takes the time, and three have room in the registers (not measured).
+    """
     tile = max(16, 16384 // (triton.next_power_of_2(max(dim, 64)) * itemsize))
-    return DecodeTiling(tile=tile, warps=4, stages=3, programs=2 * multiprocessors)
+    each = 3 if is_coded else 2
+    return DecodeTiling(tile=tile, warps=4, stages=3, programs=each * multiprocessors)
 
 
 def decode_rows(group: int, max_query_len: int) -> int:
@@ -80,7 +87,7 @@ def attend_few(
     num_seqs, block = len(inputs.kv_len), max(16, triton.next_power_of_2(dim))
     used_rows = min(rows, triton.next_power_of_2(heads // kv_heads * longest))
     _attend_few[(tiling.programs,)](
-        q, q.stride(0), cache.keys, cache.values, cache.key_scales, cache.value_scales,
+        q, q.stride(0), *words_of(cache), cache.key_scales, cache.value_scales,
         out,
         out if rounded is None else rounded.codes,
         out if rounded is None else rounded.scale,
@@ -103,7 +110,7 @@ def attend_few(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        IS_CODED=cache.format is not None,
+        CODES=codes_of(cache),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )  # fmt: skip
@@ -117,7 +124,7 @@ def _attend_few(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
     PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    IS_CODED: tl.constexpr, ROUND: tl.constexpr, LARGEST: tl.constexpr,
+    CODES: tl.constexpr, ROUND: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
@@ -144,7 +151,7 @@ def _attend_few(
             q, q_stride, keys, values, key_scales, value_scales,
             block_table + seq.to(tl.int64) * table_stride, token, count, tl.load(kv_len + seq), head,
             low + at - pair_start, low + last - pair_start, scale, softcap, window,
-            H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
+            H, K, D, P, BLOCK_D, ROWS, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, CODES,
         )  # fmt: skip
         if last - at == tiles:
             finish_rows(
@@ -194,7 +201,7 @@ def _segment(
     scale, softcap, window,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     """(acc, high, total) of one pair over its tiles [tile, stop_tile)."""
     query, member = group_rows(ROWS, H // K)
@@ -206,8 +213,8 @@ def _segment(
     if HAS_WINDOW:
         oldest = length - count + 1 - window
     blocks = block_ids(table, tile * TILE, length, P, TILE)
-    return fold_tiles(
+    return fold_any_tiles(
         q_tile, length - count + query, keys, values, key_scales, value_scales, table, blocks, head,
         tile * TILE, stop_tile * TILE, length, oldest, scale, softcap, window,
-        K, D, P, BLOCK_D, ROWS, TILE, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
+        K, D, P, BLOCK_D, ROWS, TILE, TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, CODES,
     )  # fmt: skip

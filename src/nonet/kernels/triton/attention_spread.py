@@ -21,10 +21,11 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
+from nonet.kernels.triton.attention_coded import codes_of, fold_any_tiles, words_of
 from nonet.kernels.triton.attention_decode import decode_tiling
 from nonet.kernels.triton.attention_join import Scratch, join_all, leave
 from nonet.kernels.triton.attention_parts import finish_rows
-from nonet.kernels.triton.attention_tile import block_ids, fold_tiles, group_rows
+from nonet.kernels.triton.attention_tile import block_ids, group_rows
 from nonet.kernels.triton.chained import chain, let_next_begin, wait_for_last
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
@@ -91,7 +92,7 @@ def attend_spread(
     """
     num_seqs = len(inputs.kv_len)
     _attend_spread[(num_seqs * layout.num_kv_heads * tiling.splits,)](
-        q, q.stride(0), cache.keys, cache.values, cache.key_scales, cache.value_scales,
+        q, q.stride(0), *words_of(cache), cache.key_scales, cache.value_scales,
         out,
         out if rounded is None else rounded.codes,
         out if rounded is None else rounded.scale,
@@ -112,7 +113,7 @@ def attend_spread(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        IS_CODED=cache.format is not None,
+        CODES=codes_of(cache),
         CHAINED=is_chained,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
@@ -136,7 +137,7 @@ def _attend_spread(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, USED_ROWS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
     ROUND: tl.constexpr, LARGEST: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, CODES: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_last(CHAINED)
@@ -159,10 +160,10 @@ def _attend_spread(
     q_tile = tl.load(q + at, mask=(query == 0)[:, None] & (lane < D), other=0.0)
     tiles = tl.cdiv(length, TILE) - low
     if split < tiles:
-        acc, high, total = fold_tiles(
+        acc, high, total = fold_any_tiles(
             q_tile, length - 1 + query, keys, values, key_scales, value_scales, table, blocks, head,
             start, length, length, oldest, scale, softcap, window,
-            K, D, P, BLOCK_D, ROWS, TILE, SPLITS * TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, IS_CODED,
+            K, D, P, BLOCK_D, ROWS, TILE, SPLITS * TILE, HAS_WINDOW, HAS_SOFTCAP, PRECISION, CODES,
         )  # fmt: skip
         parts = tl.minimum(tiles, SPLITS)
         if parts == 1:

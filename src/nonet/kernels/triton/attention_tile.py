@@ -22,7 +22,9 @@ __all__ = [
     "fold",
     "fold_tiles",
     "group_rows",
+    "live_entries",
     "visible_entries",
+    "weigh",
 ]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -79,6 +81,16 @@ def entry_scales(
 
 
 @triton.jit
+def live_entries(start, stop, oldest, TILE: tl.constexpr):
+    """Boolean [TILE]: entries from `start` on that are there and that some query may see.
+
+    Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
+    """
+    entry = start + tl.arange(0, TILE)
+    return (entry < stop) & (entry >= oldest)
+
+
+@triton.jit
 def group_rows(ROWS: tl.constexpr, GROUP: tl.constexpr):
     """Query rows of one KV head: (query, head within the group) of each; all heads of a query are neighbours."""
     row = tl.arange(0, ROWS)
@@ -120,6 +132,26 @@ def fold(
     scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
     if IS_CODED:
         scores = scores * k_scale[None, :]
+    weights, shrink, high, total = weigh(
+        scores, seen, high, total, scale, softcap, MASKED, HAS_SOFTCAP
+    )
+    if IS_CODED:
+        # Scales are small: lifted, so that their products stay among float16's normal numbers.
+        weights = weights * (v_scale * LIFT)[None, :]
+        part = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision=PRECISION)
+        acc = acc * shrink[:, None] + part * (1.0 / LIFT)
+    else:
+        acc = tl.dot(
+            weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION
+        )
+    return acc, high, total
+
+
+@triton.jit
+def weigh(
+    scores, seen, high, total, scale, softcap, MASKED: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+):
+    """(weights [ROWS, TILE], what older sums shrink by, high, total) with these products of queries and keys."""
     factor = scale * LOG2_E
     if HAS_SOFTCAP:
         # softcap * tanh(y), with tanh(y) = 1 - 2 / (1 + exp(2 y))
@@ -133,30 +165,21 @@ def fold(
         base = tl.where(new_high == float("-inf"), 0.0, new_high)
     weights = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(high - base)
-    total = total * shrink + tl.sum(weights, 1)
-    if IS_CODED:
-        # Scales are small: lifted, so that their products stay among float16's normal numbers.
-        weights = weights * (v_scale * LIFT)[None, :]
-        part = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision=PRECISION)
-        acc = acc * shrink[:, None] + part * (1.0 / LIFT)
-    else:
-        acc = tl.dot(
-            weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION
-        )
-    return acc, new_high, total
+    return weights, shrink, new_high, total * shrink + tl.sum(weights, 1)
 
 
 @triton.jit
 def fold_tiles(
-    q_tile, position, keys, values, key_scales, value_scales, table, blocks, head, start, stop, length, oldest,
+    q_tile, position, keys, values, table, blocks, head, start, stop, length, oldest,
     scale, softcap, window,
     K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(acc, high, total) of a sequence's queries over the tiles that begin at `start`, `start` + STRIDE, ... < `stop`.
 
     `blocks` are the first tile's block ids; `length` entries are there, of which no query sees one before `oldest`.
+    Of numbers; for codes there is `attention_coded`.
     """
     lane = tl.arange(0, BLOCK_D)[None, :]
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
@@ -164,19 +187,13 @@ def fold_tiles(
     total = tl.zeros([ROWS], tl.float32)
     for at in range(start, stop, STRIDE):
         place = entry_offsets(blocks, at, head, K, P, D, TILE)[:, None] + lane
-        entry = at + tl.arange(0, TILE)
-        # Freed and unwritten entries may hold NaN, and 0 * NaN would reach the result.
-        live = (entry < length) & (entry >= oldest)
-        wide = live[:, None] & (lane < D)
-        k_scale, v_scale = entry_scales(
-            key_scales, value_scales, blocks, at, head, live, K, P, TILE, IS_CODED
-        )
+        wide = live_entries(at, length, oldest, TILE)[:, None] & (lane < D)
         blocks = block_ids(table, at + STRIDE, length, P, TILE)
         k = tl.load(keys + place, mask=wide, other=0.0)
         v = tl.load(values + place, mask=wide, other=0.0)
         seen = visible_entries(position, at, window, TILE, HAS_WINDOW)
         acc, high, total = fold(
-            q_tile, k, v, k_scale, v_scale, seen, acc, high, total, scale, softcap,
-            True, HAS_SOFTCAP, PRECISION, IS_CODED,
+            q_tile, k, v, 0.0, 0.0, seen, acc, high, total, scale, softcap,
+            True, HAS_SOFTCAP, PRECISION, False,
         )  # fmt: skip
     return acc, high, total
