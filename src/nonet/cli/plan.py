@@ -99,7 +99,7 @@ def _memory(resolved: Resolved) -> list[tuple[str, str, str]]:
 def _device_memory(resolved: Resolved) -> list[tuple[str, str, str]]:
     plan = resolved.memory
     rows = [
-        ("CUDA graphs", plan.graph_bytes, "recorded steps, by size, as they are met"),
+        ("CUDA graphs", plan.graph_bytes, "recorded steps, by size, while idle or as they are met"),
         ("CUDA runtime", plan.runtime_bytes, "context, modules, workspaces of the libraries"),
     ]
     return [(name, show_bytes(count), words) for name, count, words in rows if count]
