@@ -44,7 +44,8 @@ def ceilings(job: Job) -> None:
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     off = [rows[one]["deviation"] for one in DECISIVE[job.weights] if one in rows]
-    is_valid = name == DEVICE_NAME and all(one is not None and abs(one) <= TOLERANCE for one in off)
+    near = [one is not None and abs(one) <= TOLERANCE for one in off]
+    is_valid = name == DEVICE_NAME and bool(near) and all(near)
     keep(job, "ceilings", {"device_name": name, "rows": rows, "published_rows_hold": is_valid})
 
 

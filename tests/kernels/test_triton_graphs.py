@@ -12,7 +12,7 @@ from tests.kernels.gpu_cases import DEVICE, INTERPRETER_WARNINGS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from nonet.kernels.triton.graphs import MOST_FEW_QUERIES, graph_shape, usual_shapes  # isort: skip  (gpu_cases chooses the interpreter)
+from nonet.kernels.triton.graphs import graph_shape, usual_shapes  # isort: skip  (gpu_cases chooses the interpreter)
 from tests.kernels.gpu_steps import BLOCKS_EACH, LARGEST, SPEC, Setup, Spans, made  # isort: skip
 
 # Attention leaves rows of no sequence as the memory was, so numpy meets anything there.
@@ -155,7 +155,7 @@ def test_the_usual_graphs_serve_what_drafts_nothing() -> None:
         for size in range(1, most + 1):
             assert graph_shape(StepShape(size, size, size, 1), largest) in usual
         for seqs in range(1, most + 1, 7):
-            for chunk in range(MOST_FEW_QUERIES + 1, largest.num_tokens - seqs, 97):
+            for chunk in (2, 3, 7, 16, *range(17, largest.num_tokens - seqs, 97)):
                 padded = graph_shape(StepShape(seqs - 1 + chunk, seqs, seqs, chunk), largest)
                 assert padded is None or padded in usual
 

@@ -39,6 +39,7 @@ SMALL = [
     Case(((1, 70), (2, 90)), heads=14, kv_heads=2, block_size=64),
     Case(((3, 3), (17, 40), (33, 33)), heads=3, kv_heads=1),
     Case(((9, 40), (1, 33)), heads=2, kv_heads=2, dim=80, block_size=32, q_norm=True),
+    Case(((1, 40), (1, 33), (3, 9)), heads=4, kv_heads=2, dim=16),
     Case(((40, 70), (1, 40)), heads=2, kv_heads=1, window=17, softcap=20.0),
     Case(((7, 20), (1, 5)), padding=2),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nonet.config.resolved import CacheGroup
-from nonet.core.buckets import MOST_MIXED_TOKENS, buckets, crowds, mixed_tokens
+from nonet.core.buckets import FEW_QUERIES, MOST_MIXED_TOKENS, buckets, crowds, mixed_tokens
 from nonet.core.model_spec import ModelSpec
 
 __all__ = [
@@ -94,12 +94,19 @@ def workspace_bytes(
     return 4 * (max_tokens_per_step * _activations(spec) + logits + tables)
 
 
-def graph_bytes(spec: ModelSpec, max_num_seqs: int, max_tokens_per_step: int, max_rows: int) -> int:
-    """CUDA graphs of decode steps and of small steps with chunks: all share the memory of the largest."""
+def graph_bytes(
+    spec: ModelSpec, max_num_seqs: int, max_tokens_per_step: int, max_rows: int, recordings: int = 1
+) -> int:
+    """CUDA graphs of decode steps and of small steps with chunks: all of a recording share the memory of the largest.
+
+    Where adapters are served, their steps have a recording of their own.
+    """
     tokens = mixed_tokens(min(max_tokens_per_step, MOST_MIXED_TOKENS))
-    count = len(buckets(max_num_seqs)) + len(tokens) * len(crowds(max_num_seqs))
+    of_each_crowd = len(tokens) + len(FEW_QUERIES)
+    count = len(buckets(max_num_seqs)) + of_each_crowd * len(crowds(max_num_seqs))
     widest = max([max_num_seqs, *tokens])
-    return 4 * (max_rows * spec.vocab_size + widest * _activations(spec)) + count * GRAPH_BYTES
+    shared = 4 * (max_rows * spec.vocab_size + widest * _activations(spec))
+    return recordings * (shared + count * GRAPH_BYTES)
 
 
 def adapter_bytes(spec: ModelSpec, rank: int, dtype: str) -> int:

@@ -61,7 +61,8 @@ def resolve(
     ahead = plan_speculation(speculation, spec, groups, sizes, how, why)
     beside = taken_by(ahead)
     adapters = plan_adapters(config, spec, dtype, why)
-    memory = _without_kv(spec, how, beside, sizes, recording)
+    recordings = int(recording) * (2 if adapters else 1)
+    memory = _without_kv(spec, how, beside, sizes, recordings)
     used = memory.num_bytes + (adapters.slot_bytes if adapters else 0)
     free = _free_bytes(config, machine, device, used, dtype, weight_format)
     page = beside.bytes_per_block + kv_bytes_per_block(spec, groups, block_size, dtype, kv_format)
@@ -95,19 +96,19 @@ def resolve(
 
 
 def _without_kv(
-    spec: ModelSpec, how: Computation, beside: Taken, sizes: StepSizes, recording: bool
+    spec: ModelSpec, how: Computation, beside: Taken, sizes: StepSizes, recordings: int
 ) -> MemoryPlan:
     """What is in memory before the first KV block."""
     seqs, step_tokens = sizes.max_num_seqs, sizes.max_tokens_per_step
     rows = seqs + beside.num_rows
-    has_graphs = recording and how.device == "cuda"
+    graphs = graph_bytes(spec, seqs, step_tokens, rows, recordings)
     return MemoryPlan(
         weight_bytes=how.weight_bytes,
         kv_bytes_per_block=0,
         kv_bytes=0,
         workspace_bytes=workspace_bytes(spec, step_tokens, rows, sizes.max_model_len),
         free_bytes=0,
-        graph_bytes=graph_bytes(spec, seqs, step_tokens, rows) if has_graphs else 0,
+        graph_bytes=graphs if how.device == "cuda" else 0,
         runtime_bytes=RUNTIME_BYTES[how.device],
         second_model_bytes=beside.num_bytes,
     )

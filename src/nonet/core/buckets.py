@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 __all__ = [
+    "FEW_QUERIES",
     "MOST_MIXED_TOKENS",
     "bucket_of",
     "buckets",
     "crowd_of",
     "crowds",
+    "fast_rows",
     "mixed_tokens",
     "mixed_tokens_of",
 ]
 
 # A step of more tokens keeps the device busy for longer than the host needs to launch it.
 MOST_MIXED_TOKENS = 2048
+
+# Chunks of few tokens (drafts to verify, the end of a prompt that was cached) are told apart by these lengths, for
+# attention reads their keys in its own way.
+FEW_QUERIES = (2, 4, 8, 16)
 
 
 def bucket_of(size: int, most: int) -> int:
@@ -24,7 +30,7 @@ def bucket_of(size: int, most: int) -> int:
     """
     if size <= 8:
         return min(1 << (size - 1).bit_length(), most)
-    return min(_rounded(size) if size > 256 else -(-size // 8) * 8, most)
+    return min(fast_rows(size) if size > 256 else -(-size // 8) * 8, most)
 
 
 def buckets(most: int) -> list[int]:
@@ -46,11 +52,11 @@ def mixed_tokens_of(tokens: int) -> int:
     """
     if tokens <= 128:
         return max(16, 1 << (tokens - 1).bit_length())
-    return _rounded(tokens)
+    return fast_rows(tokens)
 
 
-def _rounded(rows: int) -> int:
-    """Rows at which products are fast: with 400 or 448 cuBLAS takes longer on an H100 than with 512.
+def fast_rows(rows: int) -> int:
+    """At least so many rows, at which products are fast: with 400 or 448 cuBLAS takes longer on an H100 than with 512.
 
     Measured in bfloat16 for the layers of an 8B shape: benchmarks/2026-11-29-h100-profile.
     """
@@ -69,20 +75,20 @@ def mixed_tokens(most: int) -> list[int]:
 
 
 def crowd_of(size: int, most: int) -> int:
-    """The sequences that such a step runs at: a place without a sequence costs next to nothing.
+    """The sequences that such a step runs at: it has more tokens than that, padding included.
 
     >>> [crowd_of(size, 200) for size in (1, 17, 65, 130)]
-    [16, 128, 128, 200]
+    [16, 64, 128, 200]
     """
     if size <= 16:
         return min(16, most)
-    return min(max(128, 1 << (size - 1).bit_length()), most)
+    return min(max(64, 1 << (size - 1).bit_length()), most)
 
 
 def crowds(most: int) -> list[int]:
     """All of them, up to `most` sequences.
 
     >>> crowds(200)
-    [16, 128, 200]
+    [16, 64, 128, 200]
     """
     return sorted({crowd_of(size, most) for size in range(1, most + 1)})

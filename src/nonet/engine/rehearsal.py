@@ -26,7 +26,7 @@ __all__ = ["StandIn", "rehearsing", "steps_for"]
 logger = logging.getLogger("nonet.engine")
 
 PROMPT = StepShape(100, 1, 1, 100)
-DECODES = (1, 16, 64, 128)  # one, few and many
+DECODES = (1, 16, 64, 128)  # each meets a kernel of its own
 BESIDE = (16, 128)  # decodes beside the end of a prompt
 LAST_PIECE = 100  # tokens of it
 BYTES_WHILE_ROUNDING = 10  # of a weight: as made, as float32, divided by its scale

@@ -16,9 +16,9 @@ __all__ = ["AdapterRows", "ForwardStep"]
 class ForwardStep:
     """Tokens of all sequences of a step, one after the other.
 
-    token_ids int32 [T]; rows int32 [R]: tokens whose logits are wanted; inputs and caches: one entry per layer
-    (layers of one cache group share their inputs). `on_queries` is called by each attention layer with its number and
-    its rotated queries [T, H * D]; a recorded pass calls nobody.
+    token_ids int32 [T]; rows int32 [R]: tokens whose logits are wanted, at least one; inputs and caches: one entry per
+    layer (layers of one cache group share their inputs). `on_queries` is called by each attention layer with its
+    number and its rotated queries [T, H * D]; a recorded pass calls nobody.
     """
 
     token_ids: torch.Tensor

@@ -180,6 +180,9 @@ class StepBuffers:
 
     def _step(self, shape: StepShape, *, max_kv_len: int) -> ForwardStep:
         views = self._there
+        num_rows = max(
+            1, shape.num_rows
+        )  # where none is wanted, the last layer still has one to work on
         groups = [
             AttentionInputs(
                 positions=views.positions[: shape.num_tokens],
@@ -194,9 +197,7 @@ class StepBuffers:
         ]
         return ForwardStep(
             token_ids=views.token_ids[: shape.num_tokens],
-            rows=views.rows[
-                : max(1, shape.num_rows)
-            ],  # where none is wanted, the last layer still has one to work on
+            rows=views.rows[:num_rows],
             inputs=tuple(groups[group] for group in self._storage.group_of_layer),
             caches=self._storage.caches,
         )

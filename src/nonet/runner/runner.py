@@ -8,6 +8,7 @@ itself. After sampling a proposer, if there is one, drafts for the next step; di
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ from nonet.sampling.samples import DeviceSamples, Sampled, SampleRow
 from nonet.speculate.base import NO_DRAFT, Context, Outcome, Proposer
 
 __all__ = ["LaunchedStep", "Runner", "RunnerTimes"]
+
+logger = logging.getLogger("nonet.runner")
 
 # Rows of logits made at a time for prompt log probabilities: bounds their memory, V * 4 bytes each.
 PROMPT_LOGPROB_ROWS = 64
@@ -66,7 +69,7 @@ class LaunchedStep:
 
     plan: StepPlan
     rows: list[SampleRow]
-    logits: torch.Tensor | None  # None: the step samples nothing
+    logits: torch.Tensor | None  # without rows, or None, where the step samples nothing
     drafted: dict[int, Drafted]
     prompts: _OfPrompts
     clock: DeviceClock
@@ -115,7 +118,13 @@ class Runner:
         if self.recording is None:
             return False
         self._buffers.clear()
-        return self.recording.record_ahead()
+        try:
+            return self.recording.record_ahead()
+        except (
+            torch.OutOfMemoryError
+        ) as error:  # whoever shares the device took what was left; steps go on without
+            logger.warning("event=record_ahead_failed error=%r", error)
+            return False
 
     def awaits_tokens(self, num_seqs: int) -> bool:
         """Whether a step that brings tokens to so many sequences should wait until those before are read.

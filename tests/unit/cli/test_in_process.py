@@ -107,8 +107,13 @@ def test_command_lists_runs_and_refuses(
     assert {row["kernel"] for row in found["rows"]} == {"gated"}
     assert found["ceilings"]["flops_per_s"]["float32"] > 0
     assert run(["bench", "kernel", "gate"]) == 2
-    assert run(["bench", "kernel", "linear", "--rows", "0"]) == 2
     assert "Did you mean 'gated'?" in capsys.readouterr().err
+    assert run(["bench", "kernel", "linear", "--rows", "0"]) == 2
+    assert "--rows is 0" in capsys.readouterr().err
+    line[2] = "linear"
+    assert run([*line, "--kernels", "reference", "--weights", "dense", "--rows", "3", "5"]) == 0
+    found = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert {row["case"]["M"] for row in found["rows"]} == {3, 5}
 
 
 @pytest.mark.models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.unit.config.plans import CUDA, GEMMA3_270M, GIB, MACHINE, SMOLLM2, plan
@@ -170,20 +171,31 @@ def test_cuda_uses_gpu_memory() -> None:
         plan(machine=replace(CUDA, gpu_free_bytes=None))
 
 
-def test_a_gpu_plan_by_hand() -> None:
+def test_a_gpu_plan_by_hand(tmp_path: Path) -> None:
     on_gpu = replace(CUDA, has_triton=True)
     resolved = plan(machine=on_gpu, max_num_seqs=12, max_tokens_per_step=64, max_model_len=1024)
     memory = resolved.memory
-    # graphs of 1, 2, 4, 8 and 12 decodes and of 16, 32 and 64 tokens of up to 12 sequences; all share one memory, that
-    # of 64 tokens and the float32 logits of 12 rows; 4 MiB each for the driver
+    # graphs of 1, 2, 4, 8 and 12 decodes, of 16, 32 and 64 tokens of up to 12 sequences, and of those with chunks of up
+    # to 2, 4, 8 and 16; all share one memory, that of 64 tokens and the float32 logits of 12 rows; 4 MiB each for the
+    # driver
     activations = 3 * 576 + 24 * 64 + 3 * 1536
-    assert memory.graph_bytes == 4 * (12 * 49152 + 64 * activations) + 8 * (4 << 20)
+    assert memory.graph_bytes == 4 * (12 * 49152 + 64 * activations) + 12 * (4 << 20)
     assert memory.runtime_bytes == GIB
     parts = memory.weight_bytes + memory.workspace_bytes + memory.graph_bytes + memory.runtime_bytes
     assert memory.num_bytes == parts + memory.kv_bytes == 80 * GIB - memory.free_bytes
     assert memory.kv_bytes_per_block == 2 * 30 * 64 * 3 * 64 * 2
     assert plan(machine=on_gpu, recording=False).memory.graph_bytes == 0
     assert plan().memory.graph_bytes == plan().memory.runtime_bytes == 0
+    with_adapters = plan(
+        machine=on_gpu,
+        max_num_seqs=12,
+        max_tokens_per_step=64,
+        max_model_len=1024,
+        lora_dir=str(tmp_path),
+    )
+    assert with_adapters.memory.graph_bytes == 2 * memory.graph_bytes, (
+        "their steps are recorded too"
+    )
 
 
 def test_a_model_that_leaves_no_room_for_graphs_is_refused() -> None:

@@ -32,4 +32,4 @@ def test_crowds_hold_their_sequences() -> None:
     for most in (1, 7, 64, 200, 1024):
         assert {crowd_of(size, most) for size in range(1, most + 1)} == set(crowds(most))
         assert all(size <= crowd_of(size, most) <= most for size in range(1, most + 1))
-        assert len(crowds(most)) <= 5
+        assert len(crowds(most)) <= 6

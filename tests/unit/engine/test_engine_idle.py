@@ -10,7 +10,7 @@ import pytest
 import zmq
 from tests.system.fake_engine import FakeConfig, FakeEngine
 
-from nonet.core.messages import Add, LoadAdapter, Outputs, Shutdown
+from nonet.core.messages import Add, Answered, LoadAdapter, Outputs, Shutdown
 from nonet.core.request import Request
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.process import run_engine
@@ -90,8 +90,17 @@ def test_commands_are_answered_first(served: tuple[Recorder, zmq.Socket[bytes]])
     socket.send(encode(LoadAdapter(command_id=1, name="a", path="/somewhere")))
     for _ in range(PIECES):
         engine.opened.release()
+    assert answered(socket, 1)
     wait_for(lambda: len(engine.done) == PIECES)
     assert not any(engine.done)
+
+
+def answered(socket: zmq.Socket[bytes], command_id: int) -> bool:
+    while socket.poll(20_000):
+        message = decode_for_server(socket.recv())
+        if isinstance(message, Answered):
+            return message.command_id == command_id
+    return False
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

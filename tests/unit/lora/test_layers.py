@@ -35,6 +35,7 @@ class Tape:
     calls: list[Callable[[], object]] = field(default_factory=list)
     output: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     num_replays: int = 0
+    num_ahead: int = 0
 
     def replay(self, shape: StepShape) -> torch.Tensor:
         self.num_replays += 1
@@ -43,7 +44,8 @@ class Tape:
         return self.output[: shape.num_rows]
 
     def record_ahead(self) -> bool:
-        return False
+        self.num_ahead += 1
+        return self.num_ahead < 3
 
 
 class TapeOps(WrappedOps):
@@ -232,6 +234,17 @@ def test_a_recording_is_made_anew_for_further_layers(model: Model) -> None:
     assert len(model.tapes.tapes) == 3
     assert plain.num_replays == 2, "steps without an adapter keep theirs"
     assert recording.num_replays == 8, "those of the recording that was given up count"
+
+
+def test_steps_without_an_adapter_are_recorded_ahead(model: Model) -> None:
+    recording = model.ops.record(model.forward, SHAPE)
+    assert recording is not None
+    assert [recording.record_ahead() for _ in range(3)] == [True, True, False]
+    assert [tape.num_ahead for tape in model.tapes.tapes] == [3]
+    model.store(1, "gate")
+    model.fill(1, 0, 0, 0, 0)
+    with pytest.raises(AssertionError):  # what was recorded now would add an adapter
+        recording.record_ahead()
 
 
 def test_the_comparison_sees_a_recording_that_lacks_a_layer(model: Model) -> None:

@@ -21,6 +21,7 @@ from nonet.kernels.triton.attention_spread import (
     spread_scratch,
     spread_tiling,
 )
+from nonet.kernels.triton.attention_tile import head_width
 from nonet.kernels.triton.quantize_rows import Rounded
 
 __all__ = ["PagedAttention"]
@@ -96,7 +97,7 @@ class PagedAttention:
         return self._spread_scratch[key]
 
     def _scratch_for(self, tiling: DecodeTiling, rows: int, dim: int, pairs: int) -> Scratch:
-        block = max(16, triton.next_power_of_2(dim))
+        block = head_width(dim)
         key = (tiling, rows, block, triton.next_power_of_2(pairs))
         if key not in self._scratch:
             self._scratch[key] = Scratch.allocate(tiling.units, *key[1:], self._device)

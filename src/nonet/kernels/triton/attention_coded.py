@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -28,7 +29,7 @@ from nonet.kernels.triton.attention_tile import (
     weigh,
 )
 
-__all__ = ["codes_of", "fold_any_tiles", "numbers_of", "words_of"]
+__all__ = ["Codes", "codes_of", "fold_any_tiles", "numbers_of", "words_of"]
 
 # Of two words $2: the numbers of their low bytes to $0, of their high bytes to $1.
 _FLOAT8 = """{
@@ -53,17 +54,21 @@ _INT8 = """{
 _INSTRUCTIONS = {torch.float8_e4m3fn: _FLOAT8, torch.int8: _INT8}
 
 
+class Codes(NamedTuple):
+    """What kernels need to know of codes."""
+
+    are_floats: bool
+    instructions: str | None  # that make them numbers; the interpreter knows none
+
+
 @functools.cache
-def _codes(dtype: torch.dtype) -> tuple[bool, str | None]:
+def _codes(dtype: torch.dtype) -> Codes:
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return dtype == torch.float8_e4m3fn, None if is_interpreted else _INSTRUCTIONS[dtype]
+    return Codes(dtype == torch.float8_e4m3fn, None if is_interpreted else _INSTRUCTIONS[dtype])
 
 
-def codes_of(cache: LayerCache) -> tuple[bool, str | None] | None:
-    """What kernels need to know of the codes: whether they are floats, and the instructions that make them numbers.
-
-    None for a cache of numbers. The interpreter knows no instructions.
-    """
+def codes_of(cache: LayerCache) -> Codes | None:
+    """None for a cache of numbers."""
     return None if cache.format is None else _codes(cache.keys.dtype)
 
 
@@ -153,9 +158,11 @@ def _fold_words(
 @triton.jit
 def numbers_of(words, CODES: tl.constexpr):
     """The numbers of words int16: of their low bytes and of their high bytes, float16 of the same shape, exact."""
-    if CODES[1] is None:
+    ARE_FLOATS: tl.constexpr = CODES[0]
+    INSTRUCTIONS: tl.constexpr = CODES[1]
+    if INSTRUCTIONS is None:
         low, above = (words & 0xFF).to(tl.uint8), ((words >> 8) & 0xFF).to(tl.uint8)
-        if CODES[0]:
+        if ARE_FLOATS:
             even = low.to(tl.float8e4nv, bitcast=True).to(tl.float16)
             odd = above.to(tl.float8e4nv, bitcast=True).to(tl.float16)
         else:
@@ -163,6 +170,6 @@ def numbers_of(words, CODES: tl.constexpr):
             odd = above.to(tl.int8, bitcast=True).to(tl.float16)
     else:
         even, odd = tl.inline_asm_elementwise(
-            CODES[1], "=r,=r,r", [words], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+            INSTRUCTIONS, "=r,=r,r", [words], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
         )
     return even, odd

@@ -20,7 +20,7 @@ from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_coded import codes_of, fold_any_tiles, words_of
 from nonet.kernels.triton.attention_join import Scratch, leave
 from nonet.kernels.triton.attention_parts import finish_rows, merge_parts
-from nonet.kernels.triton.attention_tile import block_ids, counted, group_rows
+from nonet.kernels.triton.attention_tile import block_ids, group_rows, head_width, seqs_searched
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
 __all__ = ["DecodeTiling", "attend_few", "decode_rows", "decode_tiling"]
@@ -84,7 +84,7 @@ def attend_few(
     head.
     """
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
-    num_seqs, block = len(inputs.kv_len), max(16, triton.next_power_of_2(dim))
+    num_seqs, block = len(inputs.kv_len), head_width(dim)
     used_rows = min(rows, triton.next_power_of_2(heads // kv_heads * longest))
     _attend_few[(tiling.programs,)](
         q, q.stride(0), *words_of(cache), cache.key_scales, cache.value_scales,
@@ -102,7 +102,7 @@ def attend_few(
         ROWS=rows,
         USED_ROWS=used_rows,
         TILE=tiling.tile,
-        SEQS=counted(num_seqs),
+        SEQS=seqs_searched(num_seqs),
         PROGRAMS=tiling.programs,
         ROUND=rounded is not None,
         LARGEST=FLOAT8_MAX,

@@ -20,11 +20,11 @@ from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_join import Scratch, join, join_all, leave
 from nonet.kernels.triton.attention_tile import (
     block_ids,
-    counted,
     entry_offsets,
     entry_scales,
     fold,
     group_rows,
+    seqs_searched,
     visible_entries,
 )
 
@@ -77,7 +77,7 @@ class FixedAttention:
         most = max(MOST_FEW, group) if tiling.rows >= MOST_FEW else tiling.rows
         used = triton.next_power_of_2(min(most, group * longest))
         block = max(16, triton.next_power_of_2(dim))
-        scratch = self._scratch_for(used, block, counted(num_seqs) * kv_heads)
+        scratch = self._scratch_for(used, block, seqs_searched(num_seqs) * kv_heads)
         tiles = tokens // (tiling.rows // group) + num_seqs
         arguments = (
             q, q.stride(0), cache.keys, cache.values, cache.key_scales, cache.value_scales, out,
@@ -141,7 +141,7 @@ def _constants(
         "ROWS": tiling.rows,
         "TILE": tiling.tile,
         "SPLIT": SPLIT,
-        "SEQS": counted(num_seqs),
+        "SEQS": seqs_searched(num_seqs),
         "HAS_WINDOW": window is not None,
         "HAS_SOFTCAP": softcap is not None,
         "PRECISION": tiling.precision,

@@ -16,11 +16,11 @@ import triton.language as tl
 from nonet.kernels.ops import AttentionInputs, LayerCache, QKVLayout
 from nonet.kernels.triton.attention_tile import (
     block_ids,
-    counted,
     entry_offsets,
     entry_scales,
     fold,
     group_rows,
+    seqs_searched,
     visible_entries,
 )
 
@@ -97,7 +97,7 @@ def attend_chunks(
         ROWS=rows,
         QUERIES=rows // group,
         TILE=tiling.tile,
-        SEQS=counted(num_seqs),
+        SEQS=seqs_searched(num_seqs),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

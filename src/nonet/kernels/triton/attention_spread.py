@@ -25,7 +25,7 @@ from nonet.kernels.triton.attention_coded import codes_of, fold_any_tiles, words
 from nonet.kernels.triton.attention_decode import decode_tiling
 from nonet.kernels.triton.attention_join import Scratch, join_all, leave
 from nonet.kernels.triton.attention_parts import finish_rows
-from nonet.kernels.triton.attention_tile import block_ids, group_rows
+from nonet.kernels.triton.attention_tile import block_ids, group_rows, head_width
 from nonet.kernels.triton.chained import chain, let_next_begin, wait_for_last
 from nonet.kernels.triton.quantize_rows import FLOAT8_MAX, Rounded
 
@@ -67,7 +67,7 @@ def spread_scratch(tiling: SpreadTiling, layout: QKVLayout, device: torch.device
     """For steps of any number of sequences up to MOST_SEQS."""
     pairs = MOST_SEQS * layout.num_kv_heads
     return Scratch.allocate(
-        pairs * tiling.splits, _used_rows(layout), _width(layout), pairs, device
+        pairs * tiling.splits, _used_rows(layout), head_width(layout.head_dim), pairs, device
     )
 
 
@@ -103,7 +103,7 @@ def attend_spread(
         K=layout.num_kv_heads,
         D=layout.head_dim,
         P=cache.block_size,
-        BLOCK_D=_width(layout),
+        BLOCK_D=head_width(layout.head_dim),
         ROWS=ROWS,
         USED_ROWS=_used_rows(layout),
         TILE=tiling.tile,
@@ -119,10 +119,6 @@ def attend_spread(
         num_stages=tiling.stages,
         **chain(is_chained),
     )  # fmt: skip
-
-
-def _width(layout: QKVLayout) -> int:
-    return int(max(16, triton.next_power_of_2(layout.head_dim)))
 
 
 def _used_rows(layout: QKVLayout) -> int:

@@ -16,13 +16,14 @@ import triton.language as tl
 __all__ = [
     "LOG2_E",
     "block_ids",
-    "counted",
     "entry_offsets",
     "entry_scales",
     "fold",
     "fold_tiles",
     "group_rows",
+    "head_width",
     "live_entries",
+    "seqs_searched",
     "visible_entries",
     "weigh",
 ]
@@ -31,10 +32,19 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LIFT = tl.constexpr(256.0)
 
 
-def counted(num_seqs: int) -> int:
+def head_width(dim: int) -> int:
+    """Numbers of a head that a program holds, a power of two: products sum over 16 at least, of codes over half a head.
+
+    >>> [head_width(dim) for dim in (8, 64, 80)]
+    [32, 64, 128]
+    """
+    return int(max(32, triton.next_power_of_2(dim)))
+
+
+def seqs_searched(num_seqs: int) -> int:
     """Sequences that a program looks through for its own: few numbers, for each is a kernel of its own to compile.
 
-    >>> [counted(num_seqs) for num_seqs in (1, 64, 65, 512, 513)]
+    >>> [seqs_searched(num_seqs) for num_seqs in (1, 64, 65, 512, 513)]
     [64, 64, 512, 512, 1024]
     """
     return 64 if num_seqs <= 64 else max(512, triton.next_power_of_2(num_seqs))
@@ -151,7 +161,7 @@ def fold(
 def weigh(
     scores, seen, high, total, scale, softcap, MASKED: tl.constexpr, HAS_SOFTCAP: tl.constexpr
 ):
-    """(weights [ROWS, TILE], what older sums shrink by, high, total) with these products of queries and keys."""
+    """One tile's step of the softmax: (weights [ROWS, TILE], what older sums shrink by, high, total)."""
     factor = scale * LOG2_E
     if HAS_SOFTCAP:
         # softcap * tanh(y), with tanh(y) = 1 - 2 / (1 + exp(2 y))

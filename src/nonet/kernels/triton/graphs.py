@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from nonet.core.buckets import (
+    FEW_QUERIES,
     MOST_MIXED_TOKENS,
     bucket_of,
     buckets,
@@ -25,9 +26,6 @@ from nonet.core.buckets import (
 from nonet.kernels.ops import StepShape
 
 __all__ = ["GraphRecording", "graph_shape", "usual_shapes"]
-
-# Chunks of up to so many tokens (drafts to verify) are told apart, for attention reads their keys in its own way.
-MOST_FEW_QUERIES = 16
 
 
 def graph_shape(shape: StepShape, largest: StepShape) -> StepShape | None:
@@ -43,21 +41,19 @@ def graph_shape(shape: StepShape, largest: StepShape) -> StepShape | None:
     rows = min(seqs if shape.num_rows <= seqs else tokens, largest.num_rows)
     if tokens > min(largest.num_tokens, MOST_MIXED_TOKENS) or rows < shape.num_rows:
         return None
-    few = shape.max_query_len <= MOST_FEW_QUERIES
+    few = shape.max_query_len <= FEW_QUERIES[-1]
     longest = 1 << (shape.max_query_len - 1).bit_length() if few else tokens
     return StepShape(tokens, seqs, rows, longest)
 
 
 def usual_shapes(largest: StepShape) -> list[StepShape]:
-    """The graphs of an engine that drafts nothing: batches of decodes, then pieces of prompts beside others."""
+    """The graphs of an engine that drafts nothing: batches of decodes, then a piece of a prompt beside others."""
     most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
     steps = [StepShape(size, size, size, 1) for size in buckets(most)]
-    steps += [
-        StepShape(tokens, seqs, seqs, tokens)
-        for seqs in crowds(most)
-        for tokens in mixed_tokens(largest.num_tokens)
-        if tokens > seqs
-    ]
+    for seqs in crowds(most):
+        steps += [StepShape(seqs - 1 + few, seqs, seqs, few) for few in FEW_QUERIES]
+        sizes = [tokens for tokens in mixed_tokens(largest.num_tokens) if tokens > seqs]
+        steps += [StepShape(tokens, seqs, seqs, tokens) for tokens in sizes]
     return list(dict.fromkeys(filter(None, (graph_shape(step, largest) for step in steps))))
 
 
@@ -70,7 +66,8 @@ class _Captured:
 class GraphRecording:
     """Implements `kernels.ops.Recording`: replays a graph where there is one for the shape, else runs the forward.
 
-    Decode steps are captured the first time their batch is met, others the second time: many sizes come once.
+    The usual ones are captured ahead where there is time. Decode steps are captured the first time their batch is met,
+    others the second time: many sizes come once.
     `decodes_only`: others never, for a forward that asks the device for a number there.
     """
 
