@@ -23,7 +23,7 @@ FEW_QUERIES = (2, 4, 8, 16)
 
 
 def bucket_of(size: int, most: int) -> int:
-    """The batch that a decode step of `size` sequences runs at: padding costs little beside the weights.
+    """The batch that a decode step of `size` sequences runs at; beyond 256, one that products are fast at.
 
     >>> [bucket_of(size, 600) for size in (1, 3, 9, 70, 199, 300, 400)]
     [1, 4, 16, 72, 200, 320, 512]
@@ -45,7 +45,7 @@ def buckets(most: int) -> list[int]:
 def mixed_tokens_of(tokens: int) -> int:
     """The tokens that a step with chunks of prompts runs at.
 
-    Up to 128 the weights are read for any number in the same time; beyond, products round up by themselves.
+    Up to 128 the weights are read for any number in the same time; beyond, it is one that products are fast at.
 
     >>> [mixed_tokens_of(tokens) for tokens in (2, 17, 100, 130, 300, 520, 2000)]
     [16, 32, 128, 192, 320, 640, 2048]
@@ -56,7 +56,7 @@ def mixed_tokens_of(tokens: int) -> int:
 
 
 def fast_rows(rows: int) -> int:
-    """At least so many rows, at which products are fast: with 400 or 448 cuBLAS takes longer on an H100 than with 512.
+    """So many rows or a few more: with 400 or 448 cuBLAS takes longer on an H100 than with 512.
 
     Measured in bfloat16 for the layers of an 8B shape: benchmarks/2026-11-29-h100-profile.
     """

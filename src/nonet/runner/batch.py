@@ -101,9 +101,7 @@ class StepBuffers:
         shape = StepShape(total, len(rows), num_rows, int(counts.max()))
         longest = int((starts + counts).max())
         self._pad(shape)
-        if host.read is not None:
-            self._device.copy_(host.memory, non_blocking=True)
-            host.read.record()
+        self._send(host)
         return shape, self._step(shape, max_kv_len=longest)
 
     def clear(self) -> None:
@@ -112,9 +110,7 @@ class StepBuffers:
         self.has_unread = self.adapters.in_use = False
         self._here.query_start.numpy()[0] = 0
         self._pad(StepShape(0, 0, 0, 0))
-        if host.read is not None:
-            self._device.copy_(host.memory, non_blocking=True)
-            host.read.record()
+        self._send(host)
 
     def _next_host(self) -> _HostBlock:
         """The block whose turn it is, once the device has read what it held."""
@@ -124,6 +120,12 @@ class StepBuffers:
             host.read.synchronize()
         self._here = host.views
         return host
+
+    def _send(self, host: _HostBlock) -> None:
+        """Bring the device's twin up to date, where there is one."""
+        if host.read is not None:
+            self._device.copy_(host.memory, non_blocking=True)
+            host.read.record()
 
     def _fill_tokens(self, rows: Sequence[Row], sequences: SequenceTable, firsts: Ints) -> None:
         token_ids = self._here.token_ids.numpy()
@@ -180,9 +182,8 @@ class StepBuffers:
 
     def _step(self, shape: StepShape, *, max_kv_len: int) -> ForwardStep:
         views = self._there
-        num_rows = max(
-            1, shape.num_rows
-        )  # where none is wanted, the last layer still has one to work on
+        # Where no token is wanted, the last layer still has one to work on: not every kernel takes none.
+        num_rows = max(1, shape.num_rows)
         groups = [
             AttentionInputs(
                 positions=views.positions[: shape.num_tokens],

@@ -120,9 +120,8 @@ class Runner:
         self._buffers.clear()
         try:
             return self.recording.record_ahead()
-        except (
-            torch.OutOfMemoryError
-        ) as error:  # whoever shares the device took what was left; steps go on without
+        except torch.OutOfMemoryError as error:
+            # Whoever shares the device took what was left; sizes that are met are tried again.
             logger.warning("event=record_ahead_failed error=%r", error)
             return False
 

@@ -68,8 +68,8 @@ class SideModel:
     def logits(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """Logits of the rows' samples; None where there are none."""
         shape, step = self._buffers.fill(rows, self._sequences)
-        replay = self._recording.replay if self._recording is not None else None
-        logits = replay(shape) if replay is not None else self._model.forward(step)
+        recorded = self._recording
+        logits = self._model.forward(step) if recorded is None else recorded.replay(shape)
         return logits if shape.num_rows else None
 
     def time_step(self, num_tokens: int) -> float:

@@ -20,7 +20,9 @@ from nonet.kernels.triton.linear_few import LinearScratch, finish
 __all__ = ["MOST_ROWS", "CodedLinears"]
 
 MOST_ROWS = 256  # of one launch
-ROW_TILE = 64  # of a program; with more rows, cuBLAS on numbers made for it is faster
+# Of a program. With more rows cuBLAS on numbers made for it is faster, by the parts in
+# benchmarks/2026-11-29-h100-kernels.
+ROW_TILE = 64
 PROGRAMS_EACH = 4  # for each multiprocessor
 NUMBERS_AT_ONCE = 32 << 20  # that cuBLAS is given
 
