@@ -3,10 +3,12 @@
     PYTHONPATH=src python benchmarks/gpu_peers.py --out benchmarks/<date>-<device>-peers --weights bf16
     PYTHONPATH=src python benchmarks/gpu_peers.py --out benchmarks/<date>-<device>-peers --weights fp8
     PYTHONPATH=src python benchmarks/gpu_peers.py --out DIR --parts ceilings,decode --set max_tokens_per_step=16384
+    PYTHONPATH=src python benchmarks/gpu_peers.py --out DIR --vllm /path/to/its/venv/bin/python
 
 bf16 takes about six minutes on an H100 with every part, fp8 about four (it leaves out the two baselines, which do not
 depend on it). Every part writes its figures as it goes, so a run that ends early keeps what it has; parts that need
-memory of their own run in processes of their own, each until the budget ends.
+memory of their own run in processes of their own, each until the budget ends. With vLLM's Python at hand, `--vllm` runs
+it too, and its rows are of the same device and run.
 """
 
 from __future__ import annotations
@@ -35,9 +37,12 @@ PROCESSES = (
     ("latency",),
     ("naive",),
     ("huggingface",),
+    ("vllm",),
+    ("vllm-latency",),
 )
+OF_VLLM = ("vllm", "vllm-latency")
 PARTS = tuple(part for parts in PROCESSES for part in parts)
-DEFAULT_PARTS = {"bf16": PARTS, "fp8": PARTS[:5]}
+DEFAULT_PARTS = {"bf16": PARTS[:7], "fp8": PARTS[:5]}
 WEIGHT_WIDTH = 1e-3  # as vLLM's dummy weights
 
 
@@ -53,9 +58,9 @@ def main(given: Sequence[str] | None = None) -> int:
         commit=arguments.commit,
         options=dict(arguments.set),
     )
-    wanted = arguments.parts or DEFAULT_PARTS[job.weights]
+    wanted = arguments.parts or DEFAULT_PARTS[job.weights] + (OF_VLLM if arguments.vllm else ())
     if arguments.here:
-        measure(job, wanted)
+        measure(job, wanted, arguments.vllm)
         return 0
     deadline = time.monotonic() + arguments.budget_s
     failed = []
@@ -69,9 +74,9 @@ def main(given: Sequence[str] | None = None) -> int:
     return int(bool(failed))
 
 
-def measure(job: Job, parts: Sequence[str]) -> None:
+def measure(job: Job, parts: Sequence[str], vllm_python: str = "") -> None:
     """In this process, in one engine where parts share one."""
-    from gpu_parts import engine, huggingface, latency
+    from gpu_parts import engine, huggingface, latency, vllm
 
     with tempfile.TemporaryDirectory() as folder:
         model = write_shape(Path(folder), job.shape, WEIGHT_WIDTH)
@@ -89,6 +94,12 @@ def measure(job: Job, parts: Sequence[str]) -> None:
             if part in parts:
                 _say(part)
                 run(job if part == "latency" else replace(job, options={}), model)
+        if "vllm" in parts:
+            _say("vllm")
+            vllm.vllm(job, model, vllm_python)
+        if "vllm-latency" in parts:
+            _say("vllm-latency")
+            vllm.vllm_latency(job, model, vllm_python)
 
 
 def _measure_apart(arguments: argparse.Namespace, parts: Sequence[str], seconds: float) -> bool:
@@ -96,7 +107,7 @@ def _measure_apart(arguments: argparse.Namespace, parts: Sequence[str], seconds:
     if seconds <= 0:
         return False
     command = [sys.executable, __file__, "--here", "--parts", ",".join(parts)]
-    for name in ("shape", "weights", "device", "sizes", "out", "commit"):
+    for name in ("shape", "weights", "device", "sizes", "out", "commit", "vllm"):
         value = getattr(arguments, name)
         if value is not None:
             command += [f"--{name}", str(value)]
@@ -135,8 +146,14 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--set", type=option, action="append", default=[], metavar="OPTION=VALUE",
         help="an option of nonet's engine, value as JSON or text",
     )  # fmt: skip
+    parser.add_argument(
+        "--vllm", default="", metavar="COMMAND", help="a command that starts vLLM's Python"
+    )
     parser.add_argument("--here", action="store_true", help="measure in this process")
-    return parser.parse_args(given)
+    chosen = parser.parse_args(given)
+    if not chosen.vllm and set(chosen.parts or ()) & set(OF_VLLM):
+        parser.error(f"{', '.join(OF_VLLM)} need --vllm COMMAND, which starts vLLM's Python")
+    return chosen
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -12,8 +12,10 @@ __all__ = [
     "CEILINGS",
     "DECISIVE",
     "DEVICE_NAME",
-    "FLOORS_S",
+    "ENTRY_BYTES",
     "HUGGING_FACE",
+    "MIX_ENTRIES",
+    "MIX_FLOPS",
     "MIX_TOKENS",
     "TOLERANCE",
     "VLLM",
@@ -76,5 +78,7 @@ HUGGING_FACE = {"8": 72.4, "32": 242.4}
 
 MIX_TOKENS = 143_016  # output tokens of the published mix
 
-# Seconds of the mix at the device's limits: prefill, products and KV reads one after another.
-FLOORS_S = {"bf16": 12.0, "fp8": 6.3}
+# What the mix takes: operations of its prompts and outputs, and entries of keys and values that decodes read.
+MIX_FLOPS = 3.74e15 + 2.20e15
+MIX_ENTRIES = 99.1e6
+ENTRY_BYTES = {"bf16": 131_072, "fp8": 65_536}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gpu_parts.job import load
 from gpu_parts.published import (
+    CEILINGS,
     DECISIVE,
-    FLOORS_S,
+    ENTRY_BYTES,
     HUGGING_FACE,
+    MIX_ENTRIES,
+    MIX_FLOPS,
     MIX_TOKENS,
     TOLERANCE,
     VLLM,
@@ -24,29 +27,49 @@ Line = tuple[str, float, float | None, bool]
 
 
 def table(out: Path, weights: str) -> str:
-    """Only what was measured. A factor above 1 means that nonet is ahead, whichever way the unit points."""
-    rows = [("", "nonet", "published", "factor")]
+    """Only what was measured. A factor above 1 means that nonet is ahead, whichever way the unit points.
+
+    Where vLLM ran too, its figure and the factor over it come after those of the published row.
+    """
+    here = _vllm(out, weights)
+    rows = [("", "nonet", "published", "factor", *(("vLLM here", "factor") if here else ()))]
     for name, ours, theirs, is_rate in lines(out, weights):
-        factor = (
-            ""
-            if not theirs or not ours
-            else f"{(ours / theirs) if is_rate else (theirs / ours):.2f}"
-        )
-        rows.append((name, f"{ours:,.4g}" if ours < 1000 else f"{ours:,.0f}",
-                     "" if theirs is None else f"{theirs:,.6g}", factor))  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    text = [
-        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}"
-        for row in rows
-    ]
+        row = (name, _figure(ours), *_beside(ours, theirs, is_rate))
+        rows.append((*row, *_beside(ours, here.get(name), is_rate)) if here else row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = []
+    for name, *figures in rows:
+        padded = [f"{one:>{width}}" for one, width in zip(figures, widths[1:], strict=True)]
+        text.append("  ".join([f"{name:<{widths[0]}}", *padded]))
     return "\n".join([*_ceilings(out, weights), *text])
+
+
+def _beside(ours: float, theirs: float | None, is_rate: bool) -> tuple[str, str]:
+    """Their figure, and ours over it."""
+    if not theirs or not ours:
+        return ("" if theirs is None else f"{theirs:,.6g}"), ""
+    return f"{theirs:,.6g}", f"{(ours / theirs) if is_rate else (theirs / ours):.2f}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _vllm(out: Path, weights: str) -> dict[str, float]:
+    """By the names of our lines, what vLLM did in this folder."""
+    parts: dict[str, Any] = load(out, weights, "vllm") or {}
+    found = {name: value for name, value, _ in _own(parts.get)}
+    for name, value in _times(load(out, weights, "vllm-latency") or {"rows": {}}):
+        found[name] = value
+    return found
 
 
 def lines(out: Path, weights: str) -> Iterator[Line]:
     """In the order of the parts."""
     peer = VLLM[weights]
-    for name, ours, is_rate in _own(out, weights):
+    for name, ours, is_rate in _own(lambda part: load(out, weights, part)):
         yield name, ours, peer.get(name), is_rate
+    yield from _over_floor(out, weights)
     yield from _latency(out, weights)
     yield from _baselines(out, weights)
 
@@ -72,22 +95,22 @@ def _ceilings(out: Path, weights: str) -> list[str]:
     ]
 
 
-def _own(out: Path, weights: str) -> Iterator[tuple[str, float, bool]]:
-    start: Any = load(out, weights, "start")
+def _own(figures_of: Callable[[str], Any]) -> Iterator[tuple[str, float, bool]]:
+    """Lines of an engine's parts, each as `figures_of` gives it; None when it has not run."""
+    start: Any = figures_of("start")
     if start is not None:
         yield "load s", start["load_s"], False
         yield "first requests s", start["first_requests_s"], False
-    memory: Any = load(out, weights, "memory") or {}
+    memory: Any = figures_of("memory") or {}
     for label in ("planned", "used"):
         if f"{label}_bytes" in memory:
             yield f"memory {label} GiB", memory[f"{label}_bytes"] / 2**30, False
-    mixed: Any = load(out, weights, "mix") or {"runs": []}
+    mixed: Any = figures_of("mix") or {"runs": []}
     for number, run in enumerate(mixed["runs"]):
         yield f"mix output tok/s run {number}", run["output_tokens_per_s"], True
-        if mixed["output_tokens"] == MIX_TOKENS:
-            yield f"mix over its floor run {number}", run["duration_s"] / FLOORS_S[weights], False
-        yield f"mix steps run {number}", run["steps"], False
-    decode: Any = load(out, weights, "decode") or {"rows": {}}
+        if "steps" in run:
+            yield f"mix steps run {number}", run["steps"], False
+    decode: Any = figures_of("decode") or {"rows": {}}
     for batch, row in decode["rows"].items():
         yield f"decode {batch} tok/s", row["tok_per_s"], True
         yield f"decode {batch} ms/step", row["ms_per_step"], False
@@ -97,7 +120,7 @@ def _own(out: Path, weights: str) -> Iterator[tuple[str, float, bool]]:
         yield "cost per token falls by, batch 1 to 32, %", 100 * (1 - steps), True
         everything = one["tok_per_s"] / many["tok_per_s"]
         yield "  with the prompts' prefill, %", 100 * (1 - everything), True
-    prefill: Any = load(out, weights, "prefill") or {"rows": {}}
+    prefill: Any = figures_of("prefill") or {"rows": {}}
     for shape, row in prefill["rows"].items():
         if shape == "1x128":
             yield f"prefill {shape} ms", row["ms"], False
@@ -105,18 +128,44 @@ def _own(out: Path, weights: str) -> Iterator[tuple[str, float, bool]]:
             yield f"prefill {shape} tok/s", row["tok_per_s"], True
 
 
+def _over_floor(out: Path, weights: str) -> Iterator[Line]:
+    """The mix's time as a multiple of what the device's ceilings allow: products and KV reads one after another."""
+    mixed: Any = load(out, weights, "mix")
+    if mixed is None or mixed["output_tokens"] != MIX_TOKENS:
+        return
+    found: Any = load(out, weights, "ceilings") or {"rows": {}}
+    product = "bfloat16" if weights == "bf16" else "float8"
+    rate = {
+        name: found["rows"].get(name, {}).get("measured", CEILINGS[name])
+        for name in ("copy", product)
+    }
+    floor_s = MIX_FLOPS / rate[product] + MIX_ENTRIES * ENTRY_BYTES[weights] / rate["copy"]
+    yield "mix floor s", floor_s, None, False
+    for number, run in enumerate(mixed["runs"]):
+        yield f"mix over its floor run {number}", run["duration_s"] / floor_s, None, False
+
+
 def _latency(out: Path, weights: str) -> Iterator[Line]:
     found: Any = load(out, weights, "latency") or {"rows": {}}
+    peer = {
+        f"rate {rate} {name}" + ("" if name == "output tok/s" else " ms"): value
+        for rate, row in VLLM_LATENCY.items()
+        for name, value in row.items()
+        if weights == "bf16"
+    }
+    for name, value in _times(found):
+        yield name, value, peer.get(name), name.endswith("tok/s")
+
+
+def _times(found: Any) -> Iterator[tuple[str, float]]:
     for rate, row in found["rows"].items():
-        peer = VLLM_LATENCY.get(rate, {}) if weights == "bf16" else {}
         at = f"rate {rate}"
-        yield f"{at} output tok/s", row["output_tokens_per_s"], peer.get("output tok/s"), True
+        yield f"{at} output tok/s", row["output_tokens_per_s"]
         if row["num_failed"]:
-            yield f"{at} failed requests", row["num_failed"], None, False
+            yield f"{at} failed requests", row["num_failed"]
         for label, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("gap", "itl_s")):
             for at_share in ("p50", "p90", "p99", "max"):
-                value, name = 1e3 * row[key][at_share], f"{label} {at_share}"
-                yield f"{at} {name} ms", value, peer.get(name), False
+                yield f"{at} {label} {at_share} ms", 1e3 * row[key][at_share]
 
 
 def _baselines(out: Path, weights: str) -> Iterator[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,114 @@ def test_full_sizes_are_the_published_mix(tmp_path: Path) -> None:
     assert (work.prompt_tokens, work.output_tokens) == (264_418, 143_016)
 
 
+STAND_IN = '''
+"""Answers as vLLM would, a token a request and call; what it was given goes to a file."""
+import json, os
+from dataclasses import dataclass
+
+__version__ = "stand-in"
+
+
+class SamplingParams:
+    def __init__(self, **given):
+        self.max_tokens = given["max_tokens"]
+        assert given["ignore_eos"] and given["temperature"] == 0.0
+
+
+@dataclass
+class Choice:
+    token_ids: list
+
+
+@dataclass
+class Output:
+    outputs: list
+
+
+class LLM:
+    def __init__(self, **options):
+        with open(os.environ["STAND_IN_LOG"], "a") as log:
+            log.write(json.dumps(options) + "\\n")
+
+    def generate(self, prompts, params, use_tqdm):
+        lost = int(os.environ.get("STAND_IN_LOSES", "0"))
+        return [Output([Choice([0] * (one.max_tokens - lost))]) for one in params]
+
+
+class AsyncEngineArgs:
+    def __init__(self, **options):
+        LLM(**options)
+'''
+ASYNC_STAND_IN = """
+from vllm import Choice, Output
+
+
+class AsyncLLM:
+    @classmethod
+    def from_engine_args(cls, args):
+        return cls()
+
+    async def generate(self, prompt, params, request_id):
+        for count in range(1, params.max_tokens + 1):
+            yield Output([Choice([0] * count)])
+
+    def shutdown(self):
+        pass
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A command that starts a Python with something that answers to the name of vLLM."""
+    package = tmp_path / "site" / "vllm"
+    (package / "v1" / "engine").mkdir(parents=True)
+    (package / "__init__.py").write_text(STAND_IN)
+    for inner in ("v1", "v1/engine"):
+        (package / inner / "__init__.py").write_text("")
+    (package / "v1" / "engine" / "async_llm.py").write_text(ASYNC_STAND_IN)
+    monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
+    return f"env PYTHONPATH={tmp_path / 'site'} {sys.executable}"
+
+
+def test_vllm_gets_the_same_work_and_a_column_beside_ours(stand_in: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    gpu_peers.measure(_job(out), ["vllm", "vllm-latency"], stand_in)
+    figures = _figures(out, "vllm")
+    assert figures["versions"]["vllm"] == "stand-in"
+    work = the_mix(_job(out), 512)
+    assert figures["mix"]["output_tokens"] == work.output_tokens
+    assert list(figures["decode"]["rows"]) == ["1", "3"]
+    assert list(figures["prefill"]["rows"]) == ["1x8", "2x32"]
+    row = _figures(out, "vllm-latency")["rows"]["50"]
+    assert (row["num_requests"], row["num_failed"]) == (4, 0)
+    sent = [one["sent_s"] - one["due_s"] for one in row["requests"]]
+    assert all(late >= 0 for late in sent)
+    throughput, latency = (json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
+    assert throughput["enable_prefix_caching"] is False
+    assert "max_num_batched_tokens" not in throughput  # its default for all at once
+    assert latency["max_num_batched_tokens"] == 8192
+    _keep(out, "decode", {"rows": {"1": {"tok_per_s": 306.8, "ms_per_step": 3.25}}})
+    (line,) = (row for row in table(out, "bf16").splitlines() if row.startswith("decode 1 tok/s"))
+    theirs = figures["decode"]["rows"]["1"]["tok_per_s"]
+    assert line.split()[-4:] == ["153.4", "2.00", f"{theirs:,.6g}", f"{306.8 / theirs:.2f}"]
+
+
+def test_vllm_that_loses_tokens_is_no_result(
+    stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_LOSES", "1")
+    with pytest.raises(RuntimeError, match="ended with 1; what it had measured is in"):
+        gpu_peers.measure(_job(tmp_path / "out"), ["vllm"], stand_in)
+    assert not (tmp_path / "out" / "bf16-vllm.json").exists()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [(["--parts", "decod"], "no part 'decod'"), (["--set", "overlap"], "write OPTION=VALUE")],
+    [
+        (["--parts", "vllm"], "need --vllm COMMAND"),
+        (["--parts", "decod"], "no part 'decod'"),
+        (["--set", "overlap"], "write OPTION=VALUE"),
+    ],
 )
 def test_bad_arguments_are_explained(
     argument: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

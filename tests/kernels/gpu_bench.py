@@ -20,6 +20,7 @@ from tests.kernels.gpu_bench_attention import (
     few_decodes,
     prefill_attention,
     tune_decode,
+    tune_decode_of_many,
     tune_prefill,
 )
 from tests.kernels.gpu_bench_linear import linears, one_row, row_wise, tune_few
@@ -38,6 +39,10 @@ def main() -> None:
     sections: dict[str, Callable[[], list[Row]]] = {
         "tune16": lambda: tune_decode(16) + tune_prefill(16),
         "tune64": lambda: tune_decode(64) + tune_prefill(64),
+        "tune_many": lambda: tune_decode_of_many("auto"),
+        "tune_many_fp8": lambda: tune_decode_of_many("fp8"),
+        "tune_many_int8": lambda: tune_decode_of_many("int8"),
+        "tune_prefill": lambda: tune_prefill(64) + tune_prefill(64, "fp8"),
         "decode": lambda: decode_attention(64, with_sdpa=True) + few_decodes(64),
         "decode16": lambda: decode_attention(16, with_sdpa=False),
         "prefill": lambda: prefill_attention(64, with_sdpa=True),

@@ -12,6 +12,7 @@ from nonet.kernels.ops import AttentionInputs, LayerCache
 from nonet.kernels.triton.attention_decode import DecodeTiling, decode_tiling
 from nonet.kernels.triton.attention_prefill import PrefillTiling
 from nonet.kernels.triton.ops import TritonOps
+from nonet.kv.format import KV_FORMATS
 from tests.kernels.gpu_timing import DEVICE, DTYPE, KV_BYTES, LAYOUT, Row, copies_for, seconds
 
 
@@ -24,13 +25,20 @@ class Problem:
     q: torch.Tensor
 
     @classmethod
-    def make(cls, batch: int, queries: int, length: int, block: int, copies: int) -> Problem:
+    def make(
+        cls, batch: int, queries: int, length: int, block: int, copies: int, kv_format: str = "auto"
+    ) -> Problem:
         per_seq = -(-length // block)
         blocks = batch * per_seq * copies
         ops = TritonOps(DTYPE, DEVICE)
-        cache = ops.allocate_cache(blocks + 1, block, 8, 128)
-        cache.keys.normal_()
-        cache.values.normal_()
+        given = KV_FORMATS.build(kv_format) if kv_format != "auto" else None
+        cache = ops.allocate_cache(blocks + 1, block, 8, 128, given)
+        for entries in (cache.keys, cache.values):
+            numbers = torch.randn(entries.shape, device=DEVICE, dtype=DTYPE)
+            entries.copy_(numbers * 30 if given else numbers)
+        if given:
+            cache.key_scales.fill_(1 / 30)
+            cache.value_scales.fill_(1 / 30)
         table = torch.randperm(blocks, device=DEVICE).int().view(copies, batch, per_seq) + 1
         inputs = [
             AttentionInputs(
@@ -161,16 +169,43 @@ def tune_decode(block: int) -> list[Row]:
     return rows
 
 
-def tune_prefill(block: int) -> list[Row]:
+def tune_decode_of_many(kv_format: str) -> list[Row]:
+    """Decode of batches: entries taken at a time, and programs of a multiprocessor."""
+    cases = [(8, 256), (32, 256), (64, 256), (256, 256), (256, 600), (512, 256), (16, 8192)]
+    problems = {
+        case: Problem.make(
+            case[0], 1, case[1], 64, copies_for(case[0] * case[1] * KV_BYTES // 2), kv_format
+        )
+        for case in cases
+    }
+    rows: list[Row] = []
+    for tile, warps, stages, per_sm in (
+        (64, 4, 3, 2), (64, 4, 3, 3), (64, 2, 3, 4), (64, 2, 3, 5), (64, 2, 4, 4), (64, 2, 2, 6), (64, 2, 3, 6),
+        (32, 2, 4, 6), (32, 2, 3, 8), (32, 1, 4, 8), (32, 1, 3, 8), (64, 1, 3, 4), (128, 2, 2, 4),
+    ):  # fmt: skip
+        tiling = DecodeTiling(tile=tile, warps=warps, stages=stages, programs=132 * per_sm)
+        row: Row = {"what": f"tune {kv_format}", "tiling": f"{tile}/{warps}/{stages}/{per_sm}"}
+        for (batch, length), problem in problems.items():
+            try:
+                row[f"b{batch}x{length}"] = problem.seconds(decode=tiling) * 1e6
+            except Exception as error:  # a tiling that does not fit is a result
+                row["error"] = str(error)[:60]
+        rows.append(row)
+    return rows
+
+
+def tune_prefill(block: int, kv_format: str = "auto") -> list[Row]:
     cases = [(8, 2048), (1, 8192)]
-    problems = {case: Problem.make(case[0], case[1], case[1], block, 2) for case in cases}
+    problems = {
+        case: Problem.make(case[0], case[1], case[1], block, 2, kv_format) for case in cases
+    }
     rows: list[Row] = []
     for size, tile, warps, stages in (
-        (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 32, 4, 3),
+        (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (128, 32, 4, 3),
     ):  # fmt: skip
         tiling = PrefillTiling(rows=size, tile=tile, warps=warps, stages=stages)
         row: Row = {
-            "what": "tune prefill",
+            "what": f"tune prefill {kv_format}",
             "block": block,
             "tiling": f"{size}/{tile}/{warps}/{stages}",
         }

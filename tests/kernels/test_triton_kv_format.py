@@ -27,6 +27,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
+from nonet.kernels.triton import attention, attention_expanded  # isort: skip
+from nonet.kernels.triton.attention_decode import decode_rows  # isort: skip
 from nonet.kernels.triton.attention_coded import codes_of, numbers_of, words_of  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
 from tests.kernels.stored_entries import entries_of
@@ -98,6 +100,41 @@ def test_agrees_with_reference(case: Case, dtype: torch.dtype, name: str) -> Non
     expected, _ = attend(ReferenceOps(torch.float32, CPU), case)
     limit = max(TOLERANCE[dtype], 2e-3)
     torch.testing.assert_close(got, expected, atol=limit, rtol=limit)
+
+
+# Entries of the chunks in these cases, as blocks of 64: room for all, for the first sequences, for none.
+EXPANDED = [
+    (Case(((17, 130), (1, 33), (40, 70), (30, 90)), heads=4, kv_heads=1, block_size=64), 5),
+    (Case(((17, 130), (1, 33), (40, 70), (30, 90)), heads=4, kv_heads=1, block_size=64), 7),
+    (Case(((17, 130), (40, 70)), heads=4, kv_heads=2, dim=80), 2),
+    (Case(((40, 70), (1, 40)), heads=8, kv_heads=1, window=17, softcap=20.0), 8),
+    *((case, room) for case in LARGE[1:4] for room in (1, 40, 400) if DEVICE.type == "cuda"),
+]
+
+
+@pytest.mark.parametrize(("case", "room"), EXPANDED, ids=str)
+def test_codes_made_numbers_for_chunks(
+    case: Case, room: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some sequences of a step are, as many as there is room for; the others are read as codes, as without."""
+    case = dataclasses.replace(case, kv_format=name)
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+    expected, _ = attend(TritonOps(dtype, DEVICE), case)
+    monkeypatch.setattr(attention_expanded, "FROM_TOKENS", 1)
+    monkeypatch.setattr(attention, "expanded_room", lambda q, layout: room)
+    ops = TritonOps(dtype, DEVICE)
+    got, _ = attend(ops, case)
+    limit = TOLERANCE[dtype]
+    torch.testing.assert_close(got, expected, atol=limit, rtol=limit)
+    group = case.heads // case.kv_heads
+    rows = decode_rows(group, max(queries for queries, _ in case.sequences))
+    taken, used = [], 0
+    for queries, entries in case.sequences:
+        blocks = -(-entries // 64) if queries * group > rows else 0
+        used += blocks
+        taken.append(int(blocks > 0 and used <= room))
+    (numbers,) = ops.paged_attention.expanded
+    assert numbers.taken[: len(taken)].tolist() == taken
 
 
 def stored(ops: Ops, name: str, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

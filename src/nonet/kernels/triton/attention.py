@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import torch
 import triton
 
@@ -12,6 +15,12 @@ from nonet.kernels.triton.attention_decode import (
     decode_rows,
     decode_tiling,
 )
+from nonet.kernels.triton.attention_expanded import (
+    Expanded,
+    expand_entries,
+    expanded_room,
+    is_expanded,
+)
 from nonet.kernels.triton.attention_join import Scratch
 from nonet.kernels.triton.attention_prefill import PrefillTiling, attend_chunks, prefill_tiling
 from nonet.kernels.triton.attention_spread import (
@@ -21,7 +30,7 @@ from nonet.kernels.triton.attention_spread import (
     spread_scratch,
     spread_tiling,
 )
-from nonet.kernels.triton.attention_tile import head_width
+from nonet.kernels.triton.attention_tile import head_width, seqs_searched
 from nonet.kernels.triton.quantize_rows import Rounded
 
 __all__ = ["PagedAttention"]
@@ -36,6 +45,7 @@ class PagedAttention:
         # Kept for good: a graph that was captured on one finds it again.
         self._scratch: dict[tuple[DecodeTiling, int, int, int], Scratch] = {}
         self._spread_scratch: dict[tuple[SpreadTiling, QKVLayout], Scratch] = {}
+        self._expanded: dict[tuple[int, int, QKVLayout, torch.dtype], Expanded] = {}
 
     def __call__(
         self,
@@ -76,9 +86,10 @@ class PagedAttention:
         rows = decode_rows(group, longest)
         assert rounded is None or longest == 1, "only decode steps are rounded on the way"
         if longest * group > rows:
-            attend_chunks(
-                q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap, few_rows=rows,
-                tiling=prefill or prefill_tiling(dim, q.element_size(), cache.block_size),
+            tiling = prefill or prefill_tiling(dim, q.element_size(), cache.block_size)
+            self._chunks(
+                q, out, layout, cache, inputs, few_rows=rows, tiling=tiling,
+                scale=scale, window=window, softcap=softcap,
             )  # fmt: skip
         decode = decode or decode_tiling(
             dim, q.element_size(), self._multiprocessors, is_coded=cache.format is not None
@@ -89,6 +100,44 @@ class PagedAttention:
             scratch=self._scratch_for(decode, rows, dim, num_seqs * layout.num_kv_heads),
         )  # fmt: skip
         return out
+
+    @property
+    def expanded(self) -> list[Expanded]:
+        """Caches of codes made numbers, each as its last step left it."""
+        return list(self._expanded.values())
+
+    def _chunks(
+        self,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        layout: QKVLayout,
+        cache: LayerCache,
+        inputs: AttentionInputs,
+        *,
+        few_rows: int,
+        tiling: PrefillTiling,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        attend = functools.partial(
+            attend_chunks,
+            few_rows=few_rows, tiling=tiling, scale=scale, window=window, softcap=softcap,
+        )  # fmt: skip
+        if not is_expanded(q, cache):
+            attend(q, out, layout, cache, inputs)
+            return
+        numbers = self._expanded_for(q, layout, len(inputs.kv_len))
+        expand_entries(numbers, layout, cache, inputs, few_rows, self._multiprocessors)
+        there = replace(inputs, block_table=numbers.block_table)
+        attend(q, out, layout, numbers.cache, there, taken=numbers.taken, is_taken=1)
+        attend(q, out, layout, cache, inputs, taken=numbers.taken, is_taken=0)
+
+    def _expanded_for(self, q: torch.Tensor, layout: QKVLayout, num_seqs: int) -> Expanded:
+        key = (expanded_room(q, layout), seqs_searched(num_seqs), layout, q.dtype)
+        if key not in self._expanded:
+            self._expanded[key] = Expanded.allocate(*key, self._device)
+        return self._expanded[key]
 
     def _scratch_of_spread(self, tiling: SpreadTiling, layout: QKVLayout) -> Scratch:
         key = (tiling, layout)

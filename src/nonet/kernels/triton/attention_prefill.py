@@ -64,8 +64,13 @@ def attend_chunks(
     softcap: float | None,
     few_rows: int,
     tiling: PrefillTiling,
+    taken: torch.Tensor | None = None,
+    is_taken: int = 1,
 ) -> None:
-    """Writes the rows of `out` that belong to sequences with more than `few_rows` rows (queries times group)."""
+    """Writes the rows of `out` that belong to sequences with more than `few_rows` rows (queries times group).
+
+    With `taken` [S], only those of which it says `is_taken`.
+    """
     heads, kv_heads, dim = layout.num_heads, layout.num_kv_heads, layout.head_dim
     group = heads // kv_heads
     rows = max(tiling.rows, triton.next_power_of_2(group))
@@ -89,6 +94,8 @@ def attend_chunks(
         softcap or 0.0,
         window or 0,
         few_rows,
+        taken,
+        is_taken,
         H=heads,
         K=kv_heads,
         D=dim,
@@ -107,10 +114,10 @@ def attend_chunks(
     )
 
 
-@triton.jit(do_not_specialize=["num_seqs", "tiles", "window", "few_rows"])
+@triton.jit(do_not_specialize=["num_seqs", "tiles", "window", "few_rows", "is_taken"])
 def _attend_chunks(
     q, q_stride, keys, values, key_scales, value_scales, out, block_table, table_stride, query_start, kv_len,
-    num_seqs, tiles, scale, softcap, window, few_rows,
+    num_seqs, tiles, scale, softcap, window, few_rows, taken, is_taken,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, QUERIES: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, IS_CODED: tl.constexpr,
@@ -127,6 +134,9 @@ def _attend_chunks(
     first = (index - start // QUERIES - seq) * QUERIES
     if (first >= count) | (count * (H // K) <= few_rows):
         return
+    if taken is not None:  # noqa: SIM102 (one is known to the compiler, the other is not)
+        if tl.load(taken + seq) != is_taken:
+            return
     length = tl.load(kv_len + seq)
     query, member = group_rows(ROWS, H // K)
     query += first

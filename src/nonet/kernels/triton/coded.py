@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from nonet.kernels.groupwise import GroupwiseTensor
+from nonet.kernels.triton.code_numbers import code_numbers, conversion
 
 __all__ = ["TILE_OUTPUTS", "CodedLinear", "can_pack", "dequantize", "pack", "take_rows"]
 
@@ -121,6 +122,7 @@ def dequantize(coded: CodedLinear, start: int, out: torch.Tensor) -> None:
         RUN=coded.run,
         OUTPUTS=TILE_OUTPUTS,
         HAS_MINIMUM=coded.minima is not None,
+        CONVERT=conversion(coded.bits, torch.float16),
     )
 
 
@@ -145,6 +147,7 @@ def take_rows(
             RUN=coded.run,
             OUTPUTS=TILE_OUTPUTS,
             HAS_MINIMUM=coded.minima is not None,
+            CONVERT=conversion(coded.bits, torch.float16),
             num_warps=1,
         )
     return out
@@ -154,7 +157,7 @@ def take_rows(
 def _dequantize(
     words, scales, minima, out, factor, first_tile, count, scale_stride, steps,
     K: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, RUN: tl.constexpr, OUTPUTS: tl.constexpr,
-    HAS_MINIMUM: tl.constexpr,
+    HAS_MINIMUM: tl.constexpr, CONVERT: tl.constexpr,
 ):  # fmt: skip
     tile, step = tl.program_id(0), tl.program_id(1)
     row, lane = tl.arange(0, OUTPUTS), tl.arange(0, RUN)
@@ -166,7 +169,8 @@ def _dequantize(
         at = (first // GROUP) * scale_stride + (first_tile + tile) * OUTPUTS + row
         there = first < K
         scale = tl.load(scales + at, mask=(row >= 0) & there, other=0.0).to(tl.float32)
-        number = _code(word, part, BITS) * scale[:, None]
+        code = code_numbers(word, part, BITS, CONVERT, tl.float16).to(tl.float32)
+        number = code * scale[:, None]
         if HAS_MINIMUM:
             number += tl.load(minima + at, mask=(row >= 0) & there, other=0.0).to(tl.float32)[
                 :, None
@@ -180,7 +184,7 @@ def _dequantize(
 def _take_rows(
     words, scales, minima, rows, out, factor, scale_stride, steps,
     K: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, RUN: tl.constexpr, OUTPUTS: tl.constexpr,
-    HAS_MINIMUM: tl.constexpr,
+    HAS_MINIMUM: tl.constexpr, CONVERT: tl.constexpr,
 ):  # fmt: skip
     place, step = tl.program_id(0).to(tl.int64), tl.program_id(1)
     output = tl.load(rows + place).to(tl.int64)
@@ -190,17 +194,11 @@ def _take_rows(
     for part in tl.static_range(16 // BITS):
         first = step * (RUN * 16 // BITS) + part * RUN
         at = tl.minimum(first, K - 1) // GROUP * scale_stride + output
-        number = _code(word, part, BITS) * tl.load(scales + at).to(tl.float32)
+        code = code_numbers(word, part, BITS, CONVERT, tl.float16).to(tl.float32)
+        number = code * tl.load(scales + at).to(tl.float32)
         if HAS_MINIMUM:
             number += tl.load(minima + at).to(tl.float32)
         inside = first + lane < K
         tl.store(
             out + place * K + first + lane, (number * factor).to(out.dtype.element_ty), mask=inside
         )
-
-
-@triton.jit
-def _code(word, PART: tl.constexpr, BITS: tl.constexpr):
-    """float32: the code that lies PART codes up in each word, minus the centre."""
-    code = (word.to(tl.int32) >> (PART * BITS)) & ((1 << BITS) - 1)
-    return (code - (1 << (BITS - 1))).to(tl.float32)

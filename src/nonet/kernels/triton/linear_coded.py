@@ -4,8 +4,6 @@ As in `linear_few`, the (output tile, input tile) pairs are one line that is cut
 and the last program to arrive at a tile adds its parts in order. Codes become numbers in registers by a mask and a
 subtraction, two at a time, and go to the tensor cores as whole numbers, exactly; the sum of a group is then brought to
 its scale in float32. A group's minimum counts as often as the sum of its inputs says.
-
-The idea of packed codes with the magic exponent: Kim et al., "Who Says Elephants Can't Run" (arXiv 2211.10017).
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from nonet.kernels.triton.code_numbers import code_numbers, conversion
 from nonet.kernels.triton.coded import TILE_OUTPUTS, CodedLinear, dequantize
 from nonet.kernels.triton.linear_few import LinearScratch, finish
 
@@ -96,7 +95,7 @@ class CodedLinears:
             PROGRAMS=self._programs,
             HAS_MINIMUM=coded.minima is not None,
             HAS_BIAS=coded.bias is not None,
-            CONVERT=_conversion(coded.bits, x.dtype) if x.is_cuda else None,
+            CONVERT=conversion(coded.bits, x.dtype),
             num_warps=4,
             num_stages=4,
         )
@@ -183,7 +182,7 @@ def _sum_codes(
             amount = tl.zeros([ROWS], tl.float32)
             for part in tl.static_range(parts):
                 piece = _piece(x_at, step * inputs + part * RUN, token, lane, tokens, K, inputs)
-                number = _numbers(word, part, BITS, CONVERT, piece.dtype)
+                number = code_numbers(word, part, BITS, CONVERT, piece.dtype)
                 product = tl.dot(number, tl.trans(piece), product)
                 if HAS_MINIMUM:
                     amount += tl.sum(piece.to(tl.float32), 1)
@@ -197,7 +196,7 @@ def _sum_codes(
                 group = tl.minimum(first, K - 1) // GROUP * SCALES + output
                 scale = tl.load(scales + group).to(tl.float32)
                 piece = _piece(x_at, first, token, lane, tokens, K, inputs)
-                number = _numbers(word, part, BITS, CONVERT, piece.dtype)
+                number = code_numbers(word, part, BITS, CONVERT, piece.dtype)
                 acc = tl.fma(tl.dot(number, tl.trans(piece)), scale[:, None], acc)
                 if HAS_MINIMUM:
                     minimum = tl.load(minima + group).to(tl.float32)
@@ -212,58 +211,3 @@ def _piece(x_at, first, token, lane, tokens, K: tl.constexpr, INPUTS: tl.constex
     if K % INPUTS != 0:
         there = there & (first + lane < K)[None, :]
     return tl.load(x_at + first, mask=there, other=0.0)
-
-
-@triton.jit
-def _numbers(
-    word, PART: tl.constexpr, BITS: tl.constexpr, CONVERT: tl.constexpr, LIKE: tl.constexpr
-):
-    """The code PART up in each word minus the centre, as a LIKE, exactly: two words a register in, two numbers out."""
-    if CONVERT is None:  # Triton's interpreter knows no assembler
-        code = (word.to(tl.int32) >> (PART * BITS)) & ((1 << BITS) - 1)
-        number = (code - (1 << (BITS - 1))).to(LIKE)
-    elif LIKE == tl.bfloat16:  # noqa: SIM300
-        number = tl.inline_asm_elementwise(
-            CONVERT[PART], "=r,r", [word], dtype=tl.bfloat16, is_pure=True, pack=2
-        )
-    else:
-        number = tl.inline_asm_elementwise(
-            CONVERT[PART], "=r,r", [word], dtype=tl.float16, is_pure=True, pack=2
-        )
-    return number
-
-
-def _conversion(bits: int, dtype: torch.dtype) -> tuple[str, ...]:
-    """For each part of a word, the instructions that make its codes numbers."""
-    kind = "bf16x2" if dtype == torch.bfloat16 else "f16x2"
-    if bits == 8:
-        return tuple(_eight(byte, kind) for byte in (0, 1))
-    # 128 + code and 136 in bfloat16; 1024 + code and 1032 in float16.
-    magic, centre = (0x4300, 0x4308) if dtype == torch.bfloat16 else (0x6400, 0x6408)
-    return tuple(_four(shift, magic * 0x10001, centre * 0x10001, kind) for shift in (0, 4, 8, 12))
-
-
-def _four(shift: int, magic: int, centre: int, kind: str) -> str:
-    """A code under the exponent of `magic` is magic + code: one subtraction makes it a number."""
-    return f"""{{
-        .reg .b32 bits, offset;
-        shr.b32 bits, $1, {shift};
-        lop3.b32 bits, bits, 0x000F000F, {magic:#x}, 0xEA;
-        mov.b32 offset, {centre:#x};
-        sub.rn.{kind} $0, bits, offset;
-    }}"""
-
-
-def _eight(byte: int, kind: str) -> str:
-    """As `_four`, by way of float32, for a bfloat16 has no room for the magic of 8 bits: 2**23 + code - 2**23 - 128."""
-    return f"""{{
-        .reg .b32 low, high;
-        .reg .f32 below, above;
-        prmt.b32 low, $1, 0x4B000000, {0x7540 + byte:#x};
-        prmt.b32 high, $1, 0x4B000000, {0x7540 + byte + 2:#x};
-        mov.b32 below, low;
-        mov.b32 above, high;
-        sub.rn.f32 below, below, 0f4B000080;
-        sub.rn.f32 above, above, 0f4B000080;
-        cvt.rn.{kind}.f32 $0, above, below;
-    }}"""
