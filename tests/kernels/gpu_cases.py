@@ -187,9 +187,15 @@ def rotate_and_store(ops: Ops, case: Case, cache: LayerCache, step: Step) -> tor
     )
 
 
-def attend(ops: Ops, case: Case, seed: int = 0) -> tuple[torch.Tensor, LayerCache]:
-    """Run the step on a poisoned cache in which the reference has stored all that came before it."""
+def attend(
+    ops: Ops, case: Case, seed: int = 0, given: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, LayerCache]:
+    """Run the step on a poisoned cache in which the reference has stored all that came before it.
+
+    The step's own numbers are rounded to `given` first: what is compared must be given the same, or codes differ.
+    """
     before, step = steps(case, seed)
+    step = step.to(torch.device("cpu"), given)
     cache = poisoned_cache(ops, case)
     if before is not None:
         specification = ReferenceOps(torch.float32, torch.device("cpu"))

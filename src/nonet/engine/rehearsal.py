@@ -29,6 +29,7 @@ PROMPT = StepShape(100, 1, 1, 100)
 DECODES = (1, 16, 64, 128)  # each meets a kernel of its own
 BESIDE = (16, 128)  # decodes beside the end of a prompt
 LAST_PIECE = 100  # tokens of it
+PROMPTS = 2048  # tokens of prompts beside decodes, where kernels for long steps are taken
 BYTES_WHILE_ROUNDING = 10  # of a weight: as made, as float32, divided by its scale
 
 
@@ -79,10 +80,12 @@ def _rehearse(resolved: Resolved, spec: ModelSpec, make: Make) -> None:
 
 
 def steps_for(largest: StepShape) -> list[StepShape]:
-    """A prompt alone, decodes and a prompt's end beside decodes, at sizes that the engine's own steps run at.
+    """A prompt alone, decodes, a prompt's end and long prompts beside decodes, at sizes that the engine's steps run at.
 
     >>> [step.num_seqs for step in steps_for(StepShape(512, 12, 12, 512))]
     [1, 1, 12, 12, 12]
+    >>> [step.num_tokens for step in steps_for(StepShape(4096, 64, 64, 4096))][-2:]
+    [2048, 2048]
     """
     most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
     sizes = dict.fromkeys(bucket_of(min(size, most), most) for size in DECODES)
@@ -92,6 +95,8 @@ def steps_for(largest: StepShape) -> list[StepShape]:
     for crowd in dict.fromkeys(min(crowd, most) for crowd in BESIDE):
         tokens = mixed_tokens_of(crowd + LAST_PIECE)
         mixed.append(StepShape(tokens, crowd, crowd, tokens))
+    for crowd in dict.fromkeys(min(crowd, most) for crowd in BESIDE):
+        mixed.append(StepShape(PROMPTS, crowd, crowd, PROMPTS))
     steps = [PROMPT, *decodes, *mixed]
     return [step for step in steps if _fits(step, largest)]
 

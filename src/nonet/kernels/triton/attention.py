@@ -46,6 +46,7 @@ class PagedAttention:
         self._scratch: dict[tuple[DecodeTiling, int, int, int], Scratch] = {}
         self._spread_scratch: dict[tuple[SpreadTiling, QKVLayout], Scratch] = {}
         self._expanded: dict[tuple[int, int, QKVLayout, torch.dtype], Expanded] = {}
+        self._none_taken: dict[int, torch.Tensor] = {}
 
     def __call__(
         self,
@@ -124,14 +125,25 @@ class PagedAttention:
             attend_chunks,
             few_rows=few_rows, tiling=tiling, scale=scale, window=window, softcap=softcap,
         )  # fmt: skip
-        if not is_expanded(q, cache):
+        if cache.format is None:
             attend(q, out, layout, cache, inputs)
+            return
+        if not is_expanded(q):
+            # One kernel for both: it need not be compiled again for the first long step.
+            attend(q, out, layout, cache, inputs, taken=self._no_sequences(len(inputs.kv_len)))
             return
         numbers = self._expanded_for(q, layout, len(inputs.kv_len))
         expand_entries(numbers, layout, cache, inputs, few_rows, self._multiprocessors)
         there = replace(inputs, block_table=numbers.block_table)
         attend(q, out, layout, numbers.cache, there, taken=numbers.taken, is_taken=1)
-        attend(q, out, layout, cache, inputs, taken=numbers.taken, is_taken=0)
+        attend(q, out, layout, cache, inputs, taken=numbers.taken)
+
+    def _no_sequences(self, num_seqs: int) -> torch.Tensor:
+        """Zeros [S or more]: none is taken."""
+        size = seqs_searched(num_seqs)
+        if size not in self._none_taken:
+            self._none_taken[size] = torch.zeros(size, dtype=torch.int32, device=self._device)
+        return self._none_taken[size]
 
     def _expanded_for(self, q: torch.Tensor, layout: QKVLayout, num_seqs: int) -> Expanded:
         key = (expanded_room(q, layout), seqs_searched(num_seqs), layout, q.dtype)

@@ -56,9 +56,9 @@ class Expanded:
         )
 
 
-def is_expanded(q: torch.Tensor, cache: LayerCache) -> bool:
+def is_expanded(q: torch.Tensor) -> bool:
     """Whether a step with chunks and so many tokens is worth it."""
-    return cache.format is not None and q.element_size() == 2 and q.shape[0] >= FROM_TOKENS
+    return q.element_size() == 2 and q.shape[0] >= FROM_TOKENS
 
 
 def expanded_room(q: torch.Tensor, layout: QKVLayout) -> int:

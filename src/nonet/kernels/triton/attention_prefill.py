@@ -65,7 +65,7 @@ def attend_chunks(
     few_rows: int,
     tiling: PrefillTiling,
     taken: torch.Tensor | None = None,
-    is_taken: int = 1,
+    is_taken: int = 0,
 ) -> None:
     """Writes the rows of `out` that belong to sequences with more than `few_rows` rows (queries times group).
 
