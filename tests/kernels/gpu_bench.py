@@ -17,6 +17,7 @@ import torch
 
 from tests.kernels.gpu_bench_attention import (
     decode_attention,
+    expanded_prefill,
     few_decodes,
     prefill_attention,
     tune_decode,
@@ -43,6 +44,7 @@ def main() -> None:
         "tune_many_fp8": lambda: tune_decode_of_many("fp8"),
         "tune_many_int8": lambda: tune_decode_of_many("int8"),
         "tune_prefill": lambda: tune_prefill(64) + tune_prefill(64, "fp8"),
+        "expanded": expanded_prefill,
         "decode": lambda: decode_attention(64, with_sdpa=True) + few_decodes(64),
         "decode16": lambda: decode_attention(16, with_sdpa=False),
         "prefill": lambda: prefill_attention(64, with_sdpa=True),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nonet.kernels.ops import AttentionInputs, LayerCache
+from nonet.kernels.triton import attention_expanded
 from nonet.kernels.triton.attention_decode import DecodeTiling, decode_tiling
 from nonet.kernels.triton.attention_prefill import PrefillTiling
 from nonet.kernels.triton.ops import TritonOps
@@ -215,5 +216,23 @@ def tune_prefill(block: int, kv_format: str = "auto") -> list[Row]:
                 row[f"b{batch}x{length}_TFLOPs"] = flops / problem.seconds(prefill=tiling) / 1e12
             except Exception as error:  # a tiling that does not fit is a result
                 row["error"] = str(error)[:60]
+        rows.append(row)
+    return rows
+
+
+def expanded_prefill() -> list[Row]:
+    """Prefill over fp8 entries as codes and as numbers made once, and over bf16."""
+    rows: list[Row] = []
+    usual = attention_expanded.FROM_TOKENS
+    for batch, length in ((8, 2048), (1, 8192), (2, 512)):
+        flops = batch * 2 * length * length * 4096
+        row: Row = {"what": "prefill over codes", "batch": batch, "context": length}
+        for name, kv_format, from_tokens in (
+            ("bf16", "auto", usual), ("as_numbers", "fp8", usual), ("as_codes", "fp8", 1 << 40),
+        ):  # fmt: skip
+            attention_expanded.FROM_TOKENS = from_tokens
+            one = Problem.make(batch, length, length, 64, 2, kv_format).seconds()
+            row |= {f"{name}_us": one * 1e6, f"{name}_TFLOPs": flops / one / 1e12}
+        attention_expanded.FROM_TOKENS = usual
         rows.append(row)
     return rows
