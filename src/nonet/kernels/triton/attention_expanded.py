@@ -83,7 +83,7 @@ def expand_entries(
         cache.keys, cache.values, cache.key_scales, cache.value_scales,
         expanded.cache.keys, expanded.cache.values, expanded.block_table, expanded.block_table.stride(0),
         expanded.taken, inputs.block_table, inputs.block_table.stride(0), inputs.query_start, inputs.kv_len,
-        num_seqs, few_rows,
+        num_seqs, few_rows, expanded.cache.keys.shape[0],
         GROUP=layout.num_heads // layout.num_kv_heads,
         K=layout.num_kv_heads,
         D=layout.head_dim,
@@ -91,18 +91,17 @@ def expand_entries(
         BLOCK_D=triton.next_power_of_2(layout.head_dim),
         TILE=BLOCK,
         SEQS=seqs_searched(num_seqs),
-        ROOM=expanded.cache.keys.shape[0],
         PROGRAMS=programs,
         num_warps=4,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_seqs", "few_rows"])
+@triton.jit(do_not_specialize=["num_seqs", "few_rows", "room"])
 def _expand(
     keys, values, key_scales, value_scales, out_keys, out_values, out_table, out_stride, taken,
-    block_table, table_stride, query_start, kv_len, num_seqs, few_rows,
+    block_table, table_stride, query_start, kv_len, num_seqs, few_rows, room,
     GROUP: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK_D: tl.constexpr,
-    TILE: tl.constexpr, SEQS: tl.constexpr, ROOM: tl.constexpr, PROGRAMS: tl.constexpr,
+    TILE: tl.constexpr, SEQS: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
@@ -112,7 +111,7 @@ def _expand(
     length = tl.load(kv_len + seqs, mask=used, other=0)
     blocks = tl.where(count * GROUP > few_rows, (length + TILE - 1) // TILE, 0)
     ends = tl.cumsum(blocks, 0)
-    fits = (blocks > 0) & (ends <= ROOM)
+    fits = (blocks > 0) & (ends <= room)
     if program == 0:
         tl.store(taken + seqs, fits.to(tl.int32), mask=used)
     everything = tl.max(tl.where(fits, ends, 0), 0) * K
