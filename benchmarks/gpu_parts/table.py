@@ -8,7 +8,6 @@ from typing import Any
 
 from gpu_parts.job import load
 from gpu_parts.published import (
-    CEILINGS,
     DECISIVE,
     ENTRY_BYTES,
     HUGGING_FACE,
@@ -32,10 +31,12 @@ def table(out: Path, weights: str) -> str:
     Where vLLM ran too, its figure and the factor over it come after those of the published row.
     """
     here = _vllm(out, weights)
-    rows = [("", "nonet", "published", "factor", *(("vLLM here", "factor") if here else ()))]
+    has_vllm = bool(here)
+    rows = [("", "nonet", "published", "factor", *(("vLLM here", "factor") if has_vllm else ()))]
     for name, ours, theirs, is_rate in lines(out, weights):
         row = (name, _figure(ours), *_beside(ours, theirs, is_rate))
-        rows.append((*row, *_beside(ours, here.get(name), is_rate)) if here else row)
+        rows.append((*row, *_beside(ours, here.pop(name, None), is_rate)) if has_vllm else row)
+    rows += [(name, "", "", "", *_beside(0.0, theirs, True)) for name, theirs in here.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     text = []
     for name, *figures in rows:
@@ -131,16 +132,14 @@ def _own(figures_of: Callable[[str], Any]) -> Iterator[tuple[str, float, bool]]:
 def _over_floor(out: Path, weights: str) -> Iterator[Line]:
     """The mix's time as a multiple of what the device's ceilings allow: products and KV reads one after another."""
     mixed: Any = load(out, weights, "mix")
-    if mixed is None or mixed["output_tokens"] != MIX_TOKENS:
+    found: Any = load(out, weights, "ceilings")
+    if mixed is None or found is None or mixed["output_tokens"] != MIX_TOKENS:
         return
-    found: Any = load(out, weights, "ceilings") or {"rows": {}}
-    product = "bfloat16" if weights == "bf16" else "float8"
-    rate = {
-        name: found["rows"].get(name, {}).get("measured", CEILINGS[name])
-        for name in ("copy", product)
-    }
+    # Of FP8 products, those with a scale for each row, as nonet makes them.
+    product = "bfloat16" if weights == "bf16" else "float8_rowwise"
+    rate = {name: row["measured"] for name, row in found["rows"].items()}
     floor_s = MIX_FLOPS / rate[product] + MIX_ENTRIES * ENTRY_BYTES[weights] / rate["copy"]
-    yield "mix floor s", floor_s, None, False
+    yield f"mix floor s, by {product}", floor_s, None, False
     for number, run in enumerate(mixed["runs"]):
         yield f"mix over its floor run {number}", run["duration_s"] / floor_s, None, False
 

@@ -22,12 +22,13 @@ from shapes import SHAPES
 __all__ = ["vllm", "vllm_latency"]
 
 SCRIPT = Path(__file__).parents[1] / "vllm_peer.py"
-# Its defaults but for these, as the published rows; the asynchronous engine's own defaults are smaller than `LLM`'s.
+# Its defaults but for these, as the published rows.
 OPTIONS: dict[str, object] = {
     "load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16", "enable_prefix_caching": False,
     "gpu_memory_utilization": 0.9, "seed": 0,
 }  # fmt: skip
 FP8: dict[str, object] = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
+# As the published latency rows: the asynchronous engine's own defaults are fewer sequences and tokens than `LLM`'s.
 LATENCY: dict[str, object] = {"max_num_batched_tokens": 8192, "max_num_seqs": 1024}
 
 

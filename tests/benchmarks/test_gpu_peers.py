@@ -16,7 +16,7 @@ assert FOLDER.is_dir()
 import gpu_peers  # noqa: E402
 from gpu_parts.engine import the_mix  # noqa: E402
 from gpu_parts.job import Job  # noqa: E402
-from gpu_parts.published import VLLM  # noqa: E402
+from gpu_parts.published import CEILINGS, VLLM  # noqa: E402
 from gpu_parts.table import lines, table  # noqa: E402
 
 PARTS = ("ceilings", "mix", "decode", "prefill", "latency", "naive", "huggingface")
@@ -72,6 +72,21 @@ def test_a_factor_above_one_means_ahead(tmp_path: Path) -> None:
     rate, step = (row.split() for row in table(tmp_path, "bf16").splitlines()[-2:])
     assert rate[-3:] == ["306.8", "153.4", "2.00"]
     assert step[-3:] == ["3.25", "6.5", "2.00"]
+
+
+def test_the_floor_of_the_mix_is_by_the_ceilings_of_the_run(tmp_path: Path) -> None:
+    """At the published ceilings it is the published floor; without ceilings there is none."""
+    runs = [{"output_tokens_per_s": 1.0, "duration_s": 24.0, "steps": 1}]
+    _keep(tmp_path, "mix", {"output_tokens": 143_016, "runs": runs})
+    assert "floor" not in table(tmp_path, "bf16")
+    rows = {name: {"measured": rate} for name, rate in CEILINGS.items()}
+    found = {"device_name": "x", "published_rows_hold": False}
+    for row in rows.values():
+        row |= {"published": None, "deviation": None}
+    _keep(tmp_path, "ceilings", {**found, "rows": rows})
+    figures = {name: ours for name, ours, _, _ in lines(tmp_path, "bf16")}
+    assert figures["mix floor s, by bfloat16"] == pytest.approx(12.0, abs=0.05)
+    assert figures["mix over its floor run 0"] == pytest.approx(2.0, abs=0.01)
 
 
 def test_published_rows_meet_the_names_of_ours(tmp_path: Path) -> None:
@@ -211,6 +226,8 @@ def test_vllm_gets_the_same_work_and_a_column_beside_ours(stand_in: str, tmp_pat
     (line,) = (row for row in table(out, "bf16").splitlines() if row.startswith("decode 1 tok/s"))
     theirs = figures["decode"]["rows"]["1"]["tok_per_s"]
     assert line.split()[-4:] == ["153.4", "2.00", f"{theirs:,.6g}", f"{306.8 / theirs:.2f}"]
+    (alone,) = (row for row in table(out, "bf16").splitlines() if row.startswith("decode 3 tok/s"))
+    assert alone.split()[-1] == f"{figures['decode']['rows']['3']['tok_per_s']:,.6g}"
 
 
 def test_vllm_that_loses_tokens_is_no_result(

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from nonet.kernels.ops import AttentionInputs, Ops
+from nonet.config.memory import NUMBERS_BYTES
+from nonet.kernels.ops import AttentionInputs, Ops, QKVLayout
 from nonet.kernels.reference.ops import ReferenceOps
 from nonet.kv.format import KV_FORMATS
 from tests.kernels.gpu_cases import (
@@ -28,7 +29,6 @@ import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
 from nonet.kernels.triton import attention, attention_expanded  # isort: skip
-from nonet.kernels.triton.attention_decode import decode_rows  # isort: skip
 from nonet.kernels.triton.attention_coded import codes_of, numbers_of, words_of  # isort: skip
 from nonet.kernels.triton.ops import TritonOps  # isort: skip  (gpu_cases chooses the interpreter before triton is imported)
 from tests.kernels.stored_entries import entries_of
@@ -100,39 +100,57 @@ def test_agrees_with_reference(case: Case, dtype: torch.dtype, name: str) -> Non
     torch.testing.assert_close(got, expected, atol=limit, rtol=limit)
 
 
-# Entries of the chunks in these cases, as blocks of 64: room for all, for the first sequences, for none.
+# Entries of the chunks in these cases are 3, 2 and 2 blocks of 64: room for the first two, for all, for none that are
+# long, for one behind a sequence that is larger than the room; a window, of which nothing is made numbers.
+MIXED = ((17, 130), (1, 33), (40, 70), (30, 90))
 EXPANDED = [
-    (Case(((17, 130), (1, 33), (40, 70), (30, 90)), heads=4, kv_heads=1, block_size=64), 5),
-    (Case(((17, 130), (1, 33), (40, 70), (30, 90)), heads=4, kv_heads=1, block_size=64), 7),
-    (Case(((17, 130), (40, 70)), heads=4, kv_heads=2, dim=80), 2),
+    (Case(MIXED, heads=4, kv_heads=1, block_size=64), 5),
+    (Case(MIXED, heads=4, kv_heads=1, block_size=64, padding=3), 8),
+    (Case(((40, 70), (17, 130)), heads=4, kv_heads=2, dim=80), 1),
+    (Case(((30, 200), (40, 70), (1, 9)), heads=4, kv_heads=1), 2),
     (Case(((40, 70), (1, 40)), heads=8, kv_heads=1, window=17, softcap=20.0), 8),
-    *((case, room) for case in LARGE[1:4] for room in (1, 40, 400) if DEVICE.type == "cuda"),
+]
+EXPANDED_LARGE = [
+    *((case, room) for case in LARGE[1:4] for room in (1, 32, 512)),
+    (Case(tuple((20, 60 + place) for place in range(70)), heads=8, kv_heads=2), 64),
 ]
 
 
-@pytest.mark.parametrize(("case", "room"), EXPANDED, ids=str)
+@pytest.mark.parametrize(
+    ("case", "room"), EXPANDED + (EXPANDED_LARGE if DEVICE.type == "cuda" else []), ids=str
+)
 def test_codes_made_numbers_for_chunks(
     case: Case, room: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some sequences of a step are, as many as there is room for; the others are read as codes, as without."""
+    """Some sequences of a step are, as many as there is room for; the others are read as codes. Twice on one memory."""
     case = dataclasses.replace(case, kv_format=name)
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
-    expected, _ = attend(TritonOps(dtype, DEVICE), case)
     monkeypatch.setattr(attention_expanded, "FROM_TOKENS", 1)
-    monkeypatch.setattr(attention, "expanded_room", lambda q, layout: room)
+    monkeypatch.setattr(attention, "LEAST_TILES", 1)
+    monkeypatch.setattr(attention_expanded, "_num_blocks", lambda layout, dtype: room)
     ops = TritonOps(dtype, DEVICE)
-    got, _ = attend(ops, case)
-    limit = TOLERANCE[dtype]
-    torch.testing.assert_close(got, expected, atol=limit, rtol=limit)
-    group = case.heads // case.kv_heads
-    rows = decode_rows(group, max(queries for queries, _ in case.sequences))
+    for seed in range(2):
+        got, _ = attend(ops, case, seed, given=dtype)
+        expected, _ = attend(ReferenceOps(torch.float32, CPU), case, seed, given=dtype)
+        limit = TOLERANCE[dtype]
+        torch.testing.assert_close(got, expected, atol=limit, rtol=limit)
+    expanded = ops.paged_attention.expanded.of(case.layout, dtype, len(case.sequences))
     taken, used = [], 0
     for queries, entries in case.sequences:
-        blocks = -(-entries // 64) if queries * group > rows else 0
+        blocks = -(-entries // 64) if queries * case.heads // case.kv_heads >= 64 else 0
+        blocks = blocks if blocks <= room and case.window is None else 0
         used += blocks
         taken.append(int(blocks > 0 and used <= room))
-    (numbers,) = ops.paged_attention.expanded
-    assert numbers.taken[: len(taken)].tolist() == taken
+    assert expanded.taken[: len(taken)].tolist() == taken
+    assert not expanded.taken[len(taken) :].any()
+
+
+def test_numbers_of_codes_take_what_was_planned() -> None:
+    for heads, kv_heads, dim in ((32, 8, 128), (9, 3, 64), (18, 6, 80), (1, 1, 256)):
+        layout = QKVLayout(heads, kv_heads, dim)
+        blocks = attention_expanded._num_blocks(layout, torch.bfloat16)
+        taken = 2 * 2 * blocks * 64 * kv_heads * dim
+        assert NUMBERS_BYTES["triton"] // 2 < taken <= NUMBERS_BYTES["triton"]
 
 
 def stored(ops: Ops, name: str, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from nonet.core.model_spec import ModelSpec
 __all__ = [
     "DTYPE_BYTES",
     "KEPT_FORMS",
+    "NUMBERS_BYTES",
     "RUNTIME_BYTES",
     "EntryFormat",
     "HeldWeights",
@@ -37,6 +38,9 @@ LOGIT_COPIES = 4
 
 # What a process takes of a device before it holds a model: the CUDA context, modules, workspaces of the libraries.
 RUNTIME_BYTES = {"cuda": 1 << 30, "cpu": 0}
+
+# Of the cache in which kernels hold a long step's codes of keys and values as numbers.
+NUMBERS_BYTES = {"triton": 128 << 20}
 
 # What the driver keeps for a graph of a few hundred nodes.
 GRAPH_BYTES = 4 << 20

@@ -12,6 +12,7 @@ from nonet.config.determinism import resolve_determinism
 from nonet.config.groups import blocks_for, cache_groups, longest_that_fits, padded_layers
 from nonet.config.machine import Machine
 from nonet.config.memory import (
+    NUMBERS_BYTES,
     RUNTIME_BYTES,
     EntryFormat,
     graph_bytes,
@@ -102,11 +103,14 @@ def _without_kv(
     seqs, step_tokens = sizes.max_num_seqs, sizes.max_tokens_per_step
     rows = seqs + beside.num_rows
     graphs = graph_bytes(spec, seqs, step_tokens, rows, recordings)
+    workspace = workspace_bytes(spec, step_tokens, rows, sizes.max_model_len)
+    if how.kv_format != how.dtype:
+        workspace += NUMBERS_BYTES.get(how.kernels, 0)
     return MemoryPlan(
         weight_bytes=how.weight_bytes,
         kv_bytes_per_block=0,
         kv_bytes=0,
-        workspace_bytes=workspace_bytes(spec, step_tokens, rows, sizes.max_model_len),
+        workspace_bytes=workspace,
         free_bytes=0,
         graph_bytes=graphs if how.device == "cuda" else 0,
         runtime_bytes=RUNTIME_BYTES[how.device],

@@ -29,7 +29,7 @@ PROMPT = StepShape(100, 1, 1, 100)
 DECODES = (1, 16, 64, 128)  # each meets a kernel of its own
 BESIDE = (16, 128)  # decodes beside the end of a prompt
 LAST_PIECE = 100  # tokens of it
-PROMPTS = 2048  # tokens of prompts beside decodes, where kernels for long steps are taken
+PROMPTS = 1024  # tokens of prompts beside decodes, from which kernels for long steps are taken
 BYTES_WHILE_ROUNDING = 10  # of a weight: as made, as float32, divided by its scale
 
 
@@ -85,7 +85,7 @@ def steps_for(largest: StepShape) -> list[StepShape]:
     >>> [step.num_seqs for step in steps_for(StepShape(512, 12, 12, 512))]
     [1, 1, 12, 12, 12]
     >>> [step.num_tokens for step in steps_for(StepShape(4096, 64, 64, 4096))][-2:]
-    [2048, 2048]
+    [1024, 1024]
     """
     most = min(largest.num_tokens, largest.num_seqs, largest.num_rows)
     sizes = dict.fromkeys(bucket_of(min(size, most), most) for size in DECODES)

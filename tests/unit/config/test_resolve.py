@@ -186,6 +186,12 @@ def test_a_gpu_plan_by_hand(tmp_path: Path) -> None:
     assert memory.kv_bytes_per_block == 2 * 30 * 64 * 3 * 64 * 2
     assert plan(machine=on_gpu, recording=False).memory.graph_bytes == 0
     assert plan().memory.graph_bytes == plan().memory.runtime_bytes == 0
+    sizes = {"max_num_seqs": 12, "max_tokens_per_step": 64, "max_model_len": 1024}
+    coded = resolve(
+        from_options({"kv_format": "int8", **sizes}), SMOLLM2, on_gpu, WEIGHT_FORMATS, model_path="m.gguf",
+        kv_format=KV_FORMATS.build("int8"),
+    )  # fmt: skip
+    assert coded.memory.workspace_bytes == memory.workspace_bytes + (128 << 20)
     with_adapters = plan(
         machine=on_gpu,
         max_num_seqs=12,

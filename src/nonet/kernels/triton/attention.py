@@ -16,9 +16,9 @@ from nonet.kernels.triton.attention_decode import (
     decode_tiling,
 )
 from nonet.kernels.triton.attention_expanded import (
-    Expanded,
+    LEAST_TILES,
+    ExpandedRoom,
     expand_entries,
-    expanded_room,
     is_expanded,
 )
 from nonet.kernels.triton.attention_join import Scratch
@@ -30,7 +30,7 @@ from nonet.kernels.triton.attention_spread import (
     spread_scratch,
     spread_tiling,
 )
-from nonet.kernels.triton.attention_tile import head_width, seqs_searched
+from nonet.kernels.triton.attention_tile import head_width
 from nonet.kernels.triton.quantize_rows import Rounded
 
 __all__ = ["PagedAttention"]
@@ -45,8 +45,7 @@ class PagedAttention:
         # Kept for good: a graph that was captured on one finds it again.
         self._scratch: dict[tuple[DecodeTiling, int, int, int], Scratch] = {}
         self._spread_scratch: dict[tuple[SpreadTiling, QKVLayout], Scratch] = {}
-        self._expanded: dict[tuple[int, int, QKVLayout, torch.dtype], Expanded] = {}
-        self._none_taken: dict[int, torch.Tensor] = {}
+        self.expanded = ExpandedRoom(device)
 
     def __call__(
         self,
@@ -87,13 +86,12 @@ class PagedAttention:
         rows = decode_rows(group, longest)
         assert rounded is None or longest == 1, "only decode steps are rounded on the way"
         if longest * group > rows:
-            tiling = prefill or prefill_tiling(dim, q.element_size(), cache.block_size)
             self._chunks(
-                q, out, layout, cache, inputs, few_rows=rows, tiling=tiling,
+                q, out, layout, cache, inputs, few_rows=rows, prefill=prefill,
                 scale=scale, window=window, softcap=softcap,
             )  # fmt: skip
         decode = decode or decode_tiling(
-            dim, q.element_size(), self._multiprocessors, is_coded=cache.format is not None
+            dim, q.element_size(), self._multiprocessors, rows, is_coded=cache.format is not None
         )
         attend_few(
             q, out, layout, cache, inputs, scale=scale, window=window, softcap=softcap,
@@ -101,11 +99,6 @@ class PagedAttention:
             scratch=self._scratch_for(decode, rows, dim, num_seqs * layout.num_kv_heads),
         )  # fmt: skip
         return out
-
-    @property
-    def expanded(self) -> list[Expanded]:
-        """Caches of codes made numbers, each as its last step left it."""
-        return list(self._expanded.values())
 
     def _chunks(
         self,
@@ -116,11 +109,12 @@ class PagedAttention:
         inputs: AttentionInputs,
         *,
         few_rows: int,
-        tiling: PrefillTiling,
+        prefill: PrefillTiling | None,
         scale: float,
         window: int | None,
         softcap: float | None,
     ) -> None:
+        tiling = prefill or prefill_tiling(layout.head_dim, q.element_size(), cache.block_size)
         attend = functools.partial(
             attend_chunks,
             few_rows=few_rows, tiling=tiling, scale=scale, window=window, softcap=softcap,
@@ -128,28 +122,22 @@ class PagedAttention:
         if cache.format is None:
             attend(q, out, layout, cache, inputs)
             return
-        if not is_expanded(q):
+        num_seqs = len(inputs.kv_len)
+        if not is_expanded(q, window):
             # One kernel for both: it need not be compiled again for the first long step.
-            attend(q, out, layout, cache, inputs, taken=self._no_sequences(len(inputs.kv_len)))
+            attend(q, out, layout, cache, inputs, taken=self.expanded.none_taken(num_seqs))
             return
-        numbers = self._expanded_for(q, layout, len(inputs.kv_len))
-        expand_entries(numbers, layout, cache, inputs, few_rows, self._multiprocessors)
+        numbers = self.expanded.of(layout, q.dtype, num_seqs)
+        least_rows = LEAST_TILES * tiling.rows
+        expand_entries(numbers, layout, cache, inputs, least_rows, self._multiprocessors)
         there = replace(inputs, block_table=numbers.block_table)
-        attend(q, out, layout, numbers.cache, there, taken=numbers.taken, is_taken=1)
+        as_numbers = prefill or prefill_tiling(
+            layout.head_dim, q.element_size(), numbers.cache.block_size
+        )
+        attend(
+            q, out, layout, numbers.cache, there, tiling=as_numbers, taken=numbers.taken, is_taken=1
+        )
         attend(q, out, layout, cache, inputs, taken=numbers.taken)
-
-    def _no_sequences(self, num_seqs: int) -> torch.Tensor:
-        """Zeros [S or more]: none is taken."""
-        size = seqs_searched(num_seqs)
-        if size not in self._none_taken:
-            self._none_taken[size] = torch.zeros(size, dtype=torch.int32, device=self._device)
-        return self._none_taken[size]
-
-    def _expanded_for(self, q: torch.Tensor, layout: QKVLayout, num_seqs: int) -> Expanded:
-        key = (expanded_room(q, layout), seqs_searched(num_seqs), layout, q.dtype)
-        if key not in self._expanded:
-            self._expanded[key] = Expanded.allocate(*key, self._device)
-        return self._expanded[key]
 
     def _scratch_of_spread(self, tiling: SpreadTiling, layout: QKVLayout) -> Scratch:
         key = (tiling, layout)

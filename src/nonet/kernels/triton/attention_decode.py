@@ -45,15 +45,19 @@ class DecodeTiling:
 
 
 def decode_tiling(
-    dim: int, itemsize: int, multiprocessors: int, *, is_coded: bool = False
+    dim: int, itemsize: int, multiprocessors: int, rows: int = 16, *, is_coded: bool = False
 ) -> DecodeTiling:
     """Measured on an H200: two programs a multiprocessor keep enough loads in flight.
 
-    Over codes the work of a tile is what takes the time: four programs of two warps, which need not wait for as many
-    others, take 0.63 to 0.89 of the time of three of four warps (fp8, 8 to 512 sequences).
+    Over codes the work of a tile is what takes the time, and three programs fit. Four of two warps, which need not wait
+    for as many others, take 0.63 to 0.89 of their time (fp8, 128 dims, one query, 8 to 512 sequences); sums of more
+    rows or dims than that would not fit the registers of two warps.
     """
-    tile = max(16, 16384 // (triton.next_power_of_2(max(dim, 64)) * itemsize))
-    each, warps = (4, 2) if is_coded else (2, 4)
+    width = triton.next_power_of_2(max(dim, 64))
+    tile = max(16, 16384 // (width * itemsize))
+    each, warps = 2, 4
+    if is_coded:
+        each, warps = (4, 2) if rows * width <= 16 * 128 else (3, 4)
     return DecodeTiling(tile=tile, warps=warps, stages=3, programs=each * multiprocessors)
 
 
