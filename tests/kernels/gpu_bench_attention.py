@@ -161,13 +161,18 @@ def tune_decode(block: int) -> list[Row]:
             "block": block,
             "tiling": f"{tile}/{warps}/{stages}/{per_sm}",
         }
-        for (batch, length), problem in problems.items():
-            try:
-                row[f"b{batch}x{length}"] = problem.seconds(decode=tiling) * 1e6
-            except Exception as error:  # a tiling that does not fit is a result
-                row["error"] = str(error)[:60]
-        rows.append(row)
+        rows.append(row | _decodes(problems, tiling))
     return rows
+
+
+def _decodes(problems: dict[tuple[int, int], Problem], tiling: DecodeTiling) -> Row:
+    found: Row = {}
+    for (batch, length), problem in problems.items():
+        try:
+            found[f"b{batch}x{length}"] = problem.seconds(decode=tiling) * 1e6
+        except Exception as error:  # a tiling that does not fit is a result
+            found["error"] = str(error)[:60]
+    return found
 
 
 def tune_decode_of_many(kv_format: str) -> list[Row]:
@@ -186,12 +191,7 @@ def tune_decode_of_many(kv_format: str) -> list[Row]:
     ):  # fmt: skip
         tiling = DecodeTiling(tile=tile, warps=warps, stages=stages, programs=132 * per_sm)
         row: Row = {"what": f"tune {kv_format}", "tiling": f"{tile}/{warps}/{stages}/{per_sm}"}
-        for (batch, length), problem in problems.items():
-            try:
-                row[f"b{batch}x{length}"] = problem.seconds(decode=tiling) * 1e6
-            except Exception as error:  # a tiling that does not fit is a result
-                row["error"] = str(error)[:60]
-        rows.append(row)
+        rows.append(row | _decodes(problems, tiling))
     return rows
 
 
