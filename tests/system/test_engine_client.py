@@ -124,9 +124,20 @@ async def test_kill_is_noticed(start_client: StartClient) -> None:
     client = await start_client()
     os.kill(client.pid, signal.SIGKILL)
     await until(lambda: not client.is_ready)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError, match="the engine is being restarted"):
         await collect(client, request("r"))
     await until(lambda: client.is_ready)
+
+
+async def test_before_the_first_start_and_after_the_end_it_says_so() -> None:
+    client = EngineClient(fake_launch(FakeConfig()))
+    with pytest.raises(UnavailableError, match="the engine is starting; try again shortly"):
+        await collect(client, request("early"))
+    await client.start()
+    assert len(await collect(client, request("r"))) == 8
+    await client.close()
+    with pytest.raises(UnavailableError, match="the server is stopping"):
+        await collect(client, request("late"))
 
 
 async def test_stopped_engine_is_noticed(start_client: StartClient) -> None:

@@ -116,7 +116,7 @@ class RateLimitError(OverloadedError):
 
 
 class UnavailableError(NonetError):
-    """The server is draining or its engine is being restarted."""
+    """The server is draining, or its engine is starting or being restarted."""
 
 
 class StoreError(UnavailableError):

@@ -198,7 +198,10 @@ class EngineClient:
     def _submit(self, box: Mailbox) -> None:
         link = self._link
         if not self._is_ready or link is None:
-            raise UnavailableError("the engine is being restarted; try again shortly")
+            state = "starting" if self._supervisor is None else "being restarted"
+            if self._is_closed:
+                raise UnavailableError("the server is stopping")
+            raise UnavailableError(f"the engine is {state}; try again shortly")
         now = time.monotonic()
         for request in box.requests:
             if self._quarantine.refuses(request, now):
