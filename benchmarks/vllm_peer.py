@@ -9,13 +9,14 @@ RESULT.json after each part.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import random
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from gpu_parts.rows import decode_rows, prefill_rows
 
 Work = dict[str, Any]
 
@@ -55,39 +56,13 @@ def generate(work: Work, keep: Any) -> None:
         took = seconds(llm, [item["prompt_ids"] for item in items], counts)
         runs.append({"duration_s": took, "output_tokens_per_s": sum(counts) / took})
         keep(mix={"output_tokens": sum(counts), "runs": runs})
-    rows: dict[str, Any] = {}
-    for batch in work["decode"]["batches"]:
-        best = None
-        for run in range(2):
-            prompts = made_up(batch, work["decode"]["prompt"], f"decode {batch} {run}", work)
-            first_s = seconds(llm, prompts, 1)
-            all_s = seconds(llm, prompts, work["decode"]["output"])
-            if best is None or all_s < best[1]:
-                best = (first_s, all_s)
-        assert best is not None
-        first_s, all_s = best
-        count = work["decode"]["output"]
-        rows[str(batch)] = {
-            "tok_per_s": batch * count / all_s,
-            "ms_per_step": 1e3 * (all_s - first_s) / (count - 1),
-            "first_s": first_s,
-            "all_s": all_s,
-        }
+    timed = functools.partial(seconds, llm)
+    decode = work["decode"]
+    for rows in decode_rows(
+        timed, decode["batches"], decode["prompt"], decode["output"], work["highest_id"]
+    ):
         keep(decode={"rows": rows})
-    rows = {}
-    for batch, length, repeats in work["prefill"]:
-        for run in range(2):
-            seconds(llm, made_up(batch, length, f"prefill warm-up {run}", work), 1)
-        times = [
-            seconds(llm, made_up(batch, length, f"prefill {run}", work), 1)
-            for run in range(repeats)
-        ]
-        middle = statistics.median(times)
-        rows[f"{batch}x{length}"] = {
-            "seconds": times,
-            "ms": 1e3 * middle,
-            "tok_per_s": batch * length / middle,
-        }
+    for rows in prefill_rows(timed, work["prefill"], work["highest_id"]):
         keep(prefill={"rows": rows})
 
 
@@ -166,12 +141,6 @@ def greedy(count: int) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
-
-
-def made_up(batch: int, length: int, name: str, work: Work) -> list[list[int]]:
-    rng = random.Random(name)
-    high = work["highest_id"]
-    return [[rng.randrange(high // 100, high) for _ in range(length)] for _ in range(batch)]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import statistics
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,7 @@ import torch
 
 from gpu_parts.job import Job, keep
 from gpu_parts.published import CEILINGS, DECISIVE, DEVICE_NAME, TOLERANCE
+from gpu_parts.rows import decode_rows, prefill_rows
 from nonet.bench.device.ceilings import Sizes as CeilingSizes
 from nonet.bench.device.ceilings import measure_ceilings
 from nonet.bench.ladder.rungs import default_rungs
@@ -21,7 +21,7 @@ from nonet.config.load import changed, from_options
 from nonet.core.sampling_params import SamplingParams
 from nonet.engine.llm import LLM
 
-__all__ = ["ENGINE_PARTS", "ceilings", "naive", "the_mix", "with_engine"]
+__all__ = ["ENGINE_PARTS", "ceilings", "highest_id", "naive", "the_mix", "with_engine"]
 
 
 def ceilings(job: Job) -> None:
@@ -135,38 +135,17 @@ def _mix(job: Job, llm: LLM) -> None:
 
 
 def _decode(job: Job, llm: LLM) -> None:
-    limits, rows = job.limits, {}
-    for batch in limits.decode_batches:
-        best = None
-        for run in range(2):
-            prompts = _prompts(llm, batch, limits.decode_prompt, f"decode {batch} {run}")
-            first_s = _seconds(llm, prompts, 1)
-            all_s = _seconds(llm, prompts, limits.decode_output)
-            if best is None or all_s < best[1]:
-                best = (first_s, all_s)
-        assert best is not None
-        first_s, all_s = best
-        rows[str(batch)] = {
-            "tok_per_s": batch * limits.decode_output / all_s,
-            "ms_per_step": 1e3 * (all_s - first_s) / (limits.decode_output - 1),
-            "first_s": first_s,
-            "all_s": all_s,
-        }
+    limits = job.limits
+    for rows in decode_rows(
+        functools.partial(_seconds, llm), limits.decode_batches, limits.decode_prompt, limits.decode_output,
+        highest_id(llm.spec.vocab_size),
+    ):  # fmt: skip
         keep(job, "decode", {"rows": rows})
 
 
 def _prefill(job: Job, llm: LLM) -> None:
-    rows = {}
-    for batch, length, repeats in job.limits.prefills:
-        for run in range(2):  # a step with prompts is captured when its size comes again
-            _seconds(llm, _prompts(llm, batch, length, f"prefill warm-up {run}"), 1)
-        times = [
-            _seconds(llm, _prompts(llm, batch, length, f"prefill {run}"), 1)
-            for run in range(repeats)
-        ]
-        middle = statistics.median(times)
-        rows[f"{batch}x{length}"] = {"seconds": times, "ms": 1e3 * middle,
-                                     "tok_per_s": batch * length / middle}  # fmt: skip
+    timed = functools.partial(_seconds, llm)
+    for rows in prefill_rows(timed, job.limits.prefills, highest_id(llm.spec.vocab_size)):
         keep(job, "prefill", {"rows": rows})
 
 
@@ -184,10 +163,9 @@ def _seconds(llm: LLM, prompts: list[list[int]], output_tokens: int) -> float:
     return seconds
 
 
-def _prompts(llm: LLM, batch: int, length: int, name: str) -> list[list[int]]:
-    rng = random.Random(name)
-    high = min(120_000, llm.spec.vocab_size)
-    return [[rng.randrange(high // 100, high) for _ in range(length)] for _ in range(batch)]
+def highest_id(vocab_size: int) -> int:
+    """Of made-up prompts."""
+    return min(120_000, vocab_size)
 
 
 def _engine_seconds(llm: LLM) -> dict[str, float]:

@@ -138,6 +138,8 @@ def _over_floor(out: Path, weights: str) -> Iterator[Line]:
     # Of FP8 products, those with a scale for each row, as nonet makes them.
     product = "bfloat16" if weights == "bf16" else "float8_rowwise"
     rate = {name: row["measured"] for name, row in found["rows"].items()}
+    if product not in rate:  # the device has no such product
+        return
     floor_s = MIX_FLOPS / rate[product] + MIX_ENTRIES * ENTRY_BYTES[weights] / rate["copy"]
     yield f"mix floor s, by {product}", floor_s, None, False
     for number, run in enumerate(mixed["runs"]):

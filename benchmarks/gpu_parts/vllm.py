@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gpu_parts.engine import the_mix
+from gpu_parts.engine import highest_id, the_mix
 from gpu_parts.job import Job, keep
 from gpu_parts.latency import ARRIVAL_SEED
 from nonet.bench.arrivals import poisson
@@ -44,7 +44,7 @@ def vllm(job: Job, model: str, python: str) -> None:
             "output": limits.decode_output,
         },
         "prefill": limits.prefills,
-        "highest_id": min(120_000, _vocab_size(job)),
+        "highest_id": highest_id(_vocab_size(job)),
     }
     keep(job, "vllm", _run(job, "vllm", python, work), work["options"])
 
@@ -99,8 +99,7 @@ def _run(job: Job, part: str, python: str, work: dict[str, object]) -> dict[str,
         given = Path(folder, "work.json")
         given.write_text(json.dumps(work))
         command = [*shlex.split(python), str(SCRIPT), str(given), str(found)]
-        # Elsewhere, for its Python must not find this folder's modules by their bare names.
-        code = subprocess.run(command, check=False, cwd=folder).returncode
+        code = subprocess.run(command, check=False).returncode
     if code:
         raise RuntimeError(
             f"{shlex.join(command)} ended with {code}; what it had measured is in {found}"

@@ -138,7 +138,7 @@ def test_full_sizes_are_the_published_mix(tmp_path: Path) -> None:
 
 STAND_IN = '''
 """Answers as vLLM would, a token a request and call; what it was given goes to a file."""
-import json, os
+import json, os, sys
 from dataclasses import dataclass
 
 __version__ = "stand-in"
@@ -162,6 +162,7 @@ class Output:
 
 class LLM:
     def __init__(self, **options):
+        assert "nonet" not in sys.modules  # vLLM's Python may not have it
         with open(os.environ["STAND_IN_LOG"], "a") as log:
             log.write(json.dumps(options) + "\\n")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nonet.config.memory import NUMBERS_BYTES
-from nonet.kernels.ops import AttentionInputs, Ops, QKVLayout
+from nonet.engine.rehearsal import steps_for
+from nonet.kernels.ops import AttentionInputs, Ops, QKVLayout, StepShape
 from nonet.kernels.reference.ops import ReferenceOps
 from nonet.kv.format import KV_FORMATS
 from tests.kernels.gpu_cases import (
@@ -151,6 +152,13 @@ def test_numbers_of_codes_take_what_was_planned() -> None:
         blocks = attention_expanded._num_blocks(layout, torch.bfloat16)
         taken = 2 * 2 * blocks * 64 * kv_heads * dim
         assert NUMBERS_BYTES["triton"] // 2 < taken <= NUMBERS_BYTES["triton"]
+
+
+def test_a_cold_start_compiles_for_long_steps_too() -> None:
+    assert any(
+        step.num_tokens >= attention_expanded.FROM_TOKENS
+        for step in steps_for(StepShape(8192, 256, 256, 8192))
+    )
 
 
 def stored(ops: Ops, name: str, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -198,9 +198,9 @@ class EngineClient:
     def _submit(self, box: Mailbox) -> None:
         link = self._link
         if not self._is_ready or link is None:
-            state = "starting" if self._supervisor is None else "being restarted"
             if self._is_closed:
                 raise UnavailableError("the server is stopping")
+            state = "starting" if self._supervisor is None else "being restarted"
             raise UnavailableError(f"the engine is {state}; try again shortly")
         now = time.monotonic()
         for request in box.requests:
